@@ -1,0 +1,1 @@
+//! BGE-M3 and its relatives: text in, dense and sparse vectors out.

@@ -1,0 +1,1 @@
+//! Vector and sparse indexes over borrowed rows.

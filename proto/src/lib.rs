@@ -1,0 +1,1 @@
+//! The Milvus wire contract: messages, service and error codes.

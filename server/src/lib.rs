@@ -1,0 +1,1 @@
+//! A Milvus-compatible vector database node with its models inside.

@@ -1,0 +1,1 @@
+//! Durable collections of which one can take a consistent view.
