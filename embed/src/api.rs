@@ -1,0 +1,194 @@
+//! The words of the engine's public interface: what is asked and what comes back.
+
+use std::path::PathBuf;
+
+/// How a [`crate::ModelStore`] finds and runs models.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Directories that hold model folders, searched in this order: `DIR/<org>/<name>` or
+    /// `DIR/<name>`, each in Hugging Face layout.
+    pub dirs: Vec<PathBuf>,
+    /// Where models run.
+    pub device: Device,
+    /// Threads of the forward pass; 0 takes one per core.
+    pub threads: usize,
+    /// Most tokens in one forward pass (a single longer text still runs, alone); 0 lets the
+    /// engine choose by model size so that a query never waits long behind a batch of inserts.
+    pub max_batch_tokens: usize,
+    /// Most bytes of text accepted and not answered yet; beyond it calls get
+    /// [`crate::Error::Overloaded`].
+    pub queue_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            dirs: Vec::new(),
+            device: Device::Auto,
+            threads: 0,
+            max_batch_tokens: 0,
+            queue_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The best device this build and machine have; the CPU today.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+}
+
+/// Which vectors a call asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct Outputs {
+    /// One vector per text.
+    pub dense: bool,
+    /// Learned term weights per text.
+    pub sparse: bool,
+    /// One vector per token (late interaction).
+    pub colbert: bool,
+}
+
+impl Outputs {
+    /// Only the dense vector.
+    pub const DENSE: Self = Self { dense: true, sparse: false, colbert: false };
+    /// Only the sparse vector.
+    pub const SPARSE: Self = Self { dense: false, sparse: true, colbert: false };
+
+    /// What either asks for.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        Self {
+            dense: self.dense || other.dense,
+            sparse: self.sparse || other.sparse,
+            colbert: self.colbert || other.colbert,
+        }
+    }
+
+    /// Whether everything asked for here is in `other`.
+    pub fn is_subset_of(self, other: Self) -> bool {
+        self.union(other) == other
+    }
+
+    /// Whether nothing is asked for.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// What the texts are for. Models that were trained with prompts (E5's `query: ` and
+/// `passage: `) get the prompt that belongs to it; others ignore it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Mode {
+    /// Documents to be stored. Waits behind searches.
+    #[default]
+    Insert,
+    /// Questions. Served before inserts.
+    Search,
+}
+
+/// Texts to embed.
+#[derive(Debug, Clone, Default)]
+pub struct EmbedRequest {
+    /// The texts; one result each, in this order.
+    pub texts: Vec<String>,
+    /// The vectors wanted.
+    pub outputs: Outputs,
+    /// What the texts are for.
+    pub mode: Mode,
+    /// Most tokens of a text, specials included; longer texts are cut. `None` takes the model's
+    /// own length ([`ModelSpec::max_length`]); at most [`ModelSpec::max_length_limit`].
+    pub max_length: Option<usize>,
+    /// Put before every text, instead of the prompt the model declares for `mode`.
+    pub prompt: Option<String>,
+}
+
+impl EmbedRequest {
+    /// A request with the model's own length and prompts.
+    pub fn new(texts: Vec<String>, outputs: Outputs, mode: Mode) -> Self {
+        Self { texts, outputs, mode, ..Self::default() }
+    }
+}
+
+/// The vectors of one call; each part is there if it was asked for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Embeddings {
+    /// `texts × dim`, row-major, L2-normalised where the model says so.
+    pub dense: Option<Vec<f32>>,
+    /// Width of a dense row (0 if not asked for).
+    pub dim: usize,
+    /// Per text: token id and weight, ascending ids, weights > 0.
+    pub sparse: Option<Vec<Vec<(u32, f32)>>>,
+    /// Per text: `(tokens - 1) × colbert_dim`, row-major, each row L2-normalised.
+    pub colbert: Option<Vec<Vec<f32>>>,
+    /// Tokens that were run for this call, specials included.
+    pub tokens: usize,
+}
+
+/// One query and the documents to score against it.
+#[derive(Debug, Clone, Default)]
+pub struct RerankRequest {
+    /// The query.
+    pub query: String,
+    /// The documents; one score each, in this order.
+    pub docs: Vec<String>,
+    /// Scores through a sigmoid (0 to 1) instead of the model's raw logits.
+    pub normalize: bool,
+    /// Most tokens of a query-document pair, specials included; `None` takes the model's own.
+    pub max_length: Option<usize>,
+}
+
+/// What a model folder holds, read from its small files only.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// `<org>/<name>` (or `<name>`) as the folder spells it.
+    pub name: String,
+    /// The folder.
+    pub dir: PathBuf,
+    /// The architecture that `config.json` names, e.g. `XLMRobertaModel`.
+    pub architecture: String,
+    /// Width of the dense vector, if the model gives one.
+    pub dense_dim: Option<usize>,
+    /// Bound of the sparse ids (vocabulary size), if the model gives sparse vectors.
+    pub sparse_dim: Option<u32>,
+    /// Whether the model gives one vector per token.
+    pub colbert: bool,
+    /// Whether the model scores pairs (cross-encoder).
+    pub reranker: bool,
+    /// Tokens of a text by default, specials included.
+    pub max_length: usize,
+    /// Most tokens a request may ask for.
+    pub max_length_limit: usize,
+    /// Put before a text that is stored.
+    pub insert_prompt: String,
+    /// Put before a text that is searched for.
+    pub search_prompt: String,
+}
+
+impl ModelSpec {
+    /// Everything the model can give.
+    pub fn outputs(&self) -> Outputs {
+        Outputs {
+            dense: self.dense_dim.is_some(),
+            sparse: self.sparse_dim.is_some(),
+            colbert: self.colbert,
+        }
+    }
+}
+
+/// A model that is in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// What it is.
+    pub spec: ModelSpec,
+    /// Weights in memory.
+    pub parameters: usize,
+    /// Bytes of these weights.
+    pub bytes: usize,
+    /// Tokens run since it was loaded.
+    pub tokens: u64,
+}
