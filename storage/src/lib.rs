@@ -1,1 +1,40 @@
 //! Durable collections of which one can take a consistent view.
+//!
+//! [`Engine`] opens a directory, recovers what it holds and hands out [`Collection`]s. Writes go
+//! through one commit log per node and are durable when acknowledged; reads take a [`ReadView`],
+//! which never changes and needs no lock. The [`filter`] language selects rows of a view.
+//!
+//! This crate never sees a wire message, a text to embed or a ranker.
+#![deny(unsafe_code)]
+
+mod blobs;
+pub mod catalog;
+pub mod clock;
+mod collection;
+mod document;
+mod engine;
+mod error;
+pub mod filter;
+mod jobs;
+mod keys;
+mod log;
+mod manifest;
+mod pools;
+mod query;
+pub mod schema;
+mod search;
+mod segment;
+mod view;
+
+pub use catalog::{
+    CatalogView, CollectionChange, CollectionInfo, DatabaseInfo, IndexDef, NewCollection, NewIndex,
+    PartitionInfo,
+};
+pub use clock::{HybridClock, Ts, Wall};
+pub use collection::{Collection, SegmentState, SegmentStats, Stats, Written};
+pub use engine::{Durability, Engine, Health, Options};
+pub use error::Error;
+pub use keys::{Key, KeyRef, Keys};
+pub use pools::Pools;
+pub use schema::Schema;
+pub use view::{ReadView, RowAddr};

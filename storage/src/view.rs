@@ -1,0 +1,65 @@
+//! Immutable snapshots: what a reader holds while it works.
+//!
+//! The write path publishes a new [`Version`] per group of commits; a [`ReadView`] is one version
+//! and an upper bound in time. Neither ever changes, so a reader takes no lock and two reads of
+//! one view agree. How a view is searched stands in `search`, how rows are fetched in `query`.
+
+use std::sync::Arc;
+
+use crate::Error;
+use crate::clock::Ts;
+use crate::schema::Schema;
+use crate::segment::Segment;
+
+/// All rows of a collection as of one moment.
+#[derive(Debug)]
+pub(crate) struct Version {
+    /// Of the newest change in here.
+    pub(crate) ts: Ts,
+    /// In no particular order; positions are what [`RowAddr::segment`] refers to.
+    pub(crate) segments: Vec<Arc<Segment>>,
+    /// Why the collection must not be read, if its data is damaged.
+    pub(crate) damage: Option<Arc<Error>>,
+}
+
+/// Position of a row in one view; meaningless in any other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowAddr {
+    /// Which segment of the view.
+    pub segment: u32,
+    /// Which row of the segment.
+    pub row: u32,
+}
+
+/// A consistent view of a collection.
+#[derive(Clone, Debug)]
+pub struct ReadView {
+    pub(crate) version: Arc<Version>,
+    pub(crate) schema: Arc<Schema>,
+    pub(crate) ts: Ts,
+}
+
+impl ReadView {
+    /// What the view shows: every change up to and including this timestamp. A view at this
+    /// timestamp shows the same rows again as long as they are retained
+    /// ([`crate::Options::retention_ms`]).
+    pub fn ts(&self) -> Ts {
+        self.ts
+    }
+
+    /// The schema that rows are read by; fields that a segment lacks read as null or default.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    /// The segments, in the order of [`RowAddr::segment`].
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the collection is quarantined.
+    pub(crate) fn segments(&self) -> Result<&[Arc<Segment>], Error> {
+        match &self.version.damage {
+            Some(damage) => Err(damage.duplicate()),
+            None => Ok(&self.version.segments),
+        }
+    }
+}
