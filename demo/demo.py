@@ -7,6 +7,7 @@ Starts the release binary with its embedded defaults, has it embed the documenta
 standard library, and asks in plain English. Questions on the command line replace those below.
 """
 
+import contextlib
 import os
 import platform
 import sys
@@ -75,7 +76,7 @@ def main(asked: list[str]) -> int:
     try:
         with Node(DATA_DIR, fetch_models.DEFAULT_DIR) as node:
             say(f"   ready after {node.ready_ms:.0f} ms on {node.address}, everything in {_short(DATA_DIR)}")
-            with library.MilvusClient(node.uri) as client:
+            with contextlib.closing(library.MilvusClient(node.uri)) as client:
                 show(client, asked)
             heading("stop")
             say(f"   the node ended after {node.stop():.2f} s")
