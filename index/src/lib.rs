@@ -1,1 +1,41 @@
 //! Vector and sparse indexes over borrowed rows.
+//!
+//! Bytes come in (from the heap or from a mapped file, the index cannot tell), hits or bytes go
+//! out. This crate does no file I/O, starts no threads and knows no async runtime: residency,
+//! scheduling and publishing are the business of the storage crate.
+//!
+//! | module | is for |
+//! |---|---|
+//! | [`kernel`] | distances between rows of bytes, chosen once for the machine at hand |
+//! | `vectors`, `mask`, `topk`, `cancel`, `sections` | what every index is made of |
+//! | `flat` | exact search over dense and binary rows |
+//! | `sparse` | exact search over sparse rows, with and without an inverted index |
+//!
+//! Inside this crate and above it **a larger score is always better**: distances are negated
+//! ([`Metric`]) and restored only where a response is written. Results are deterministic: best
+//! first, equal scores by smaller row.
+#![deny(unsafe_code)]
+
+#[cfg(target_endian = "big")]
+compile_error!("rows and index files are little-endian and are read in place");
+
+mod cancel;
+mod error;
+mod flat;
+pub mod kernel;
+mod mask;
+mod search;
+mod sections;
+mod sparse;
+mod topk;
+mod vectors;
+
+pub use cancel::Cancel;
+pub use error::Error;
+pub use flat::FlatIndex;
+pub use mask::RowMask;
+pub use search::{Bounds, Hit, Metric, Query, Row, SearchParams, VectorIndex};
+pub use sections::Sections;
+pub use sparse::{SparseIndex, SparseRow, SparseScan, canonical_sparse};
+pub use topk::{TopK, merge_top_k};
+pub use vectors::{Elem, MAX_DIM, Vectors};

@@ -1,0 +1,26 @@
+//! What can go wrong in a search or on opening an index, by what the caller can do about it.
+
+/// An error of this crate. The caller adds the field's or the file's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A vector has another width than the field it is searched in or stored for.
+    #[error("expected a vector of {expected} dimensions, got {actual}")]
+    Dimension {
+        /// The field's width.
+        expected: usize,
+        /// The width that came.
+        actual: usize,
+    },
+    /// Bytes from outside are not a vector: wrong length, duplicate ids, not finite, and so on.
+    #[error("malformed vector: {0}")]
+    Malformed(String),
+    /// The index cannot answer this kind of query.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Bytes that an index was opened from contradict themselves; rebuild the index.
+    #[error("corrupt index: {0}")]
+    Corrupt(String),
+    /// The caller gave up, or its deadline has passed.
+    #[error("the search was cancelled or ran past its deadline")]
+    Cancelled,
+}

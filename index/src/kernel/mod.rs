@@ -1,0 +1,171 @@
+//! Distances between rows of bytes, in whatever the machine does best.
+//!
+//! A [`Kernel`] is a pair of functions chosen once per query from the tables of one
+//! [`Level`]. They take bytes, not typed slices: rows come from files and messages and no
+//! alignment is promised. Whether a row is scored alone, among its neighbours or under a filter,
+//! the same operations happen in the same order, so its score is the same to the last bit.
+//!
+//! This module knows numbers. It does not know rows, masks or indexes.
+#![expect(unsafe_code, reason = "vector instructions; nothing else in this crate needs it")]
+
+#[macro_use]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::{Elem, Error, Metric};
+
+/// A set of instructions that kernels are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Plain Rust, summing in double precision: the reference for the others.
+    Scalar,
+    /// AVX2, FMA, F16C and POPCNT.
+    Avx2,
+    /// AVX-512 F, BW, VL, VNNI and VPOPCNTDQ.
+    Avx512,
+    /// NEON.
+    Neon,
+}
+
+impl Level {
+    /// Every level, best last.
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
+
+    /// The best level of this machine.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|level| level.is_available()).unwrap_or(Self::Scalar)
+    }
+
+    /// Whether this machine has the instructions.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => x86::has_avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => x86::has_avx512(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => false,
+        }
+    }
+}
+
+/// Compares two rows of equal width.
+pub type Pair = fn(query: &[u8], row: &[u8]) -> f32;
+/// Compares a query with each of several rows that lie one after another; one result per row.
+pub type Block = fn(query: &[u8], rows: &[u8], out: &mut [f32]);
+/// Sets bit `i` of `out` where `scores[i]` was touched ([`UNTOUCHED`]) and is not at or below
+/// `floor`. A NaN floor lets everything touched through. `out` has a word per 64 scores, the
+/// last of which may be partial.
+pub type Select = fn(scores: &[f32], floor: f32, out: &mut [u64]);
+
+/// Negative zero: what an accumulator holds that nothing was added to. Adding any number but
+/// negative zero itself turns it into that number.
+pub const UNTOUCHED: f32 = -0.0;
+
+/// The functions for one metric and element type.
+///
+/// | metric | result |
+/// |---|---|
+/// | [`Metric::L2`] | squared distance |
+/// | [`Metric::Ip`] | inner product |
+/// | [`Metric::Cosine`] | inner product over the *row's* length; 0 for a zero row |
+/// | [`Metric::Hamming`] | differing bits |
+/// | [`Metric::Jaccard`] | Jaccard distance |
+///
+/// # Panics
+/// The functions panic if a row is not as wide as the query.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel {
+    /// One row.
+    pub pair: Pair,
+    /// Consecutive rows.
+    pub block: Block,
+}
+
+impl Kernel {
+    /// The best functions of this machine.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the metric does not apply to the element type.
+    pub fn best(metric: Metric, elem: Elem) -> Result<Self, Error> {
+        Self::at(Level::best(), metric, elem)
+    }
+
+    /// The functions of one level.
+    ///
+    /// # Errors
+    /// As [`Kernel::best`], and if the machine lacks the instructions.
+    pub fn at(level: Level, metric: Metric, elem: Elem) -> Result<Self, Error> {
+        let binary_metric = matches!(metric, Metric::Hamming | Metric::Jaccard);
+        if binary_metric != (elem == Elem::Bit) {
+            return Err(Error::Unsupported(format!(
+                "{metric:?} does not apply to {elem:?} vectors"
+            )));
+        }
+        available(level)?;
+        Ok(match level {
+            Level::Scalar => scalar::kernel(metric, elem),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => x86::avx2_kernel(metric, elem),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => x86::avx512_kernel(metric, elem),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => neon::kernel(metric, elem),
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 | Level::Avx512 => scalar::kernel(metric, elem),
+            #[cfg(not(target_arch = "aarch64"))]
+            Level::Neon => scalar::kernel(metric, elem),
+        })
+    }
+}
+
+fn available(level: Level) -> Result<(), Error> {
+    if level.is_available() {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!("this machine has no {level:?} instructions")))
+}
+
+/// The [`Select`] function of one level.
+///
+/// # Errors
+/// [`Error::Unsupported`] if the machine lacks the instructions.
+pub fn select_at(level: Level) -> Result<Select, Error> {
+    available(level)?;
+    Ok(match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => x86::avx2_select,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => x86::avx512_select,
+        #[cfg(not(target_arch = "x86_64"))]
+        Level::Avx2 | Level::Avx512 => scalar::select,
+        Level::Scalar | Level::Neon => scalar::select,
+    })
+}
+
+/// The best [`Select`] function of this machine.
+#[must_use]
+pub fn select() -> Select {
+    select_at(Level::best()).unwrap_or(scalar::select)
+}
+
+/// Asks for the cache lines of `bytes`, at most the first `lines`, before they are needed.
+#[inline]
+pub fn prefetch(bytes: &[u8], lines: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86::prefetch(bytes, lines);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, lines);
+}

@@ -1,0 +1,432 @@
+//! AVX2 and AVX-512.
+//!
+//! Each module below is the lane operations of one element type; `lanes.rs` makes kernels of
+//! them. Loads take a reference to exactly one register's bytes and so need no bounds argument.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, UNTOUCHED, scalar};
+use crate::{Elem, Metric};
+
+pub(super) fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("popcnt")
+}
+
+pub(super) fn has_avx512() -> bool {
+    has_avx2()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx512vpopcntdq")
+}
+
+/// Only to be called where [`has_avx512`].
+pub(super) fn avx512_kernel(metric: Metric, elem: Elem) -> Kernel {
+    match elem {
+        Elem::F32 => f32x16::kernel(metric),
+        Elem::F16 => f16x16::kernel(metric),
+        Elem::Bf16 => bf16x16::kernel(metric),
+        Elem::I8 => i8x32::kernel(metric),
+        Elem::Bit => bits512::kernel(metric),
+    }
+}
+
+/// Only to be called where [`has_avx2`].
+pub(super) fn avx2_kernel(metric: Metric, elem: Elem) -> Kernel {
+    match elem {
+        Elem::F32 => f32x8::kernel(metric),
+        Elem::F16 => f16x8::kernel(metric),
+        Elem::Bf16 => bf16x8::kernel(metric),
+        Elem::I8 => i8x16::kernel(metric),
+        Elem::Bit => bits64::kernel(metric),
+    }
+}
+
+/// Sixteen single-precision sums, whatever the numbers were loaded from.
+macro_rules! floats512 {
+    ($step:literal, $load:expr) => {
+        use super::*;
+
+        const STEP: usize = $step;
+        type Lane = __m512;
+        type Sum = __m512;
+
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        #[inline]
+        fn load(bytes: &[u8; STEP]) -> Lane {
+            $load(bytes)
+        }
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        fn zero() -> Sum {
+            _mm512_setzero_ps()
+        }
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        fn add(a: Sum, b: Sum) -> Sum {
+            _mm512_add_ps(a, b)
+        }
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        fn difference(a: Lane, b: Lane) -> Lane {
+            _mm512_sub_ps(a, b)
+        }
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        fn multiply_add(a: Lane, b: Lane, sum: Sum) -> Sum {
+            _mm512_fmadd_ps(a, b, sum)
+        }
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        fn total(sum: Sum) -> f32 {
+            _mm512_reduce_add_ps(sum)
+        }
+        dense_metrics!("avx512f,avx512bw,avx512vl", 4, 4);
+    };
+}
+
+/// Eight single-precision sums, whatever the numbers were loaded from.
+macro_rules! floats256 {
+    ($step:literal, $load:expr) => {
+        use super::*;
+
+        const STEP: usize = $step;
+        type Lane = __m256;
+        type Sum = __m256;
+
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline]
+        fn load(bytes: &[u8; STEP]) -> Lane {
+            $load(bytes)
+        }
+        #[target_feature(enable = "avx2")]
+        #[inline]
+        fn zero() -> Sum {
+            _mm256_setzero_ps()
+        }
+        #[target_feature(enable = "avx2")]
+        #[inline]
+        fn add(a: Sum, b: Sum) -> Sum {
+            _mm256_add_ps(a, b)
+        }
+        #[target_feature(enable = "avx2")]
+        #[inline]
+        fn difference(a: Lane, b: Lane) -> Lane {
+            _mm256_sub_ps(a, b)
+        }
+        #[target_feature(enable = "avx2,fma")]
+        #[inline]
+        fn multiply_add(a: Lane, b: Lane, sum: Sum) -> Sum {
+            _mm256_fmadd_ps(a, b, sum)
+        }
+        #[target_feature(enable = "avx2")]
+        #[inline]
+        fn total(sum: Sum) -> f32 {
+            let halves = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+            let pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+            _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)))
+        }
+        dense_metrics!("avx2,fma,f16c", 4, 2);
+    };
+}
+
+mod f32x16 {
+    floats512!(64, load512_ps);
+}
+
+mod f16x16 {
+    floats512!(32, |bytes| _mm512_cvtph_ps(load256(bytes)));
+}
+
+mod bf16x16 {
+    // The upper half of a number is the number with its lower half zero.
+    floats512!(32, |bytes| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+        load256(bytes)
+    ))));
+}
+
+mod f32x8 {
+    floats256!(32, |bytes| _mm256_castsi256_ps(load256(bytes)));
+}
+
+mod f16x8 {
+    floats256!(16, |bytes| _mm256_cvtph_ps(load128(bytes)));
+}
+
+mod bf16x8 {
+    floats256!(16, |bytes| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(
+        load128(bytes)
+    ))));
+}
+
+mod i8x32 {
+    use super::*;
+
+    const STEP: usize = 32;
+    /// 32 numbers widened to 16 bits, in which a difference of two bytes fits.
+    type Lane = __m512i;
+    /// 16 sums of 32 bits; see `MAX_DIM` for why they do not overflow.
+    type Sum = __m512i;
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    fn load(bytes: &[u8; STEP]) -> Lane {
+        _mm512_cvtepi8_epi16(load256(bytes))
+    }
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn zero() -> Sum {
+        _mm512_setzero_si512()
+    }
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn add(a: Sum, b: Sum) -> Sum {
+        _mm512_add_epi32(a, b)
+    }
+    #[target_feature(enable = "avx512bw")]
+    #[inline]
+    fn difference(a: Lane, b: Lane) -> Lane {
+        _mm512_sub_epi16(a, b)
+    }
+    #[target_feature(enable = "avx512vnni")]
+    #[inline]
+    fn multiply_add(a: Lane, b: Lane, sum: Sum) -> Sum {
+        _mm512_dpwssd_epi32(sum, a, b)
+    }
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn total(sum: Sum) -> f32 {
+        _mm512_reduce_add_epi32(sum) as f32
+    }
+    dense_metrics!("avx512f,avx512bw,avx512vl,avx512vnni", 4, 4);
+}
+
+mod i8x16 {
+    use super::*;
+
+    const STEP: usize = 16;
+    /// 16 numbers widened to 16 bits, in which a difference of two bytes fits.
+    type Lane = __m256i;
+    /// 8 sums of 32 bits; see `MAX_DIM` for why they do not overflow.
+    type Sum = __m256i;
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn load(bytes: &[u8; STEP]) -> Lane {
+        _mm256_cvtepi8_epi16(load128(bytes))
+    }
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn zero() -> Sum {
+        _mm256_setzero_si256()
+    }
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn add(a: Sum, b: Sum) -> Sum {
+        _mm256_add_epi32(a, b)
+    }
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn difference(a: Lane, b: Lane) -> Lane {
+        _mm256_sub_epi16(a, b)
+    }
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn multiply_add(a: Lane, b: Lane, sum: Sum) -> Sum {
+        _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+    }
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn total(sum: Sum) -> f32 {
+        let halves = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+        let pairs = _mm_add_epi32(halves, _mm_shuffle_epi32::<0b00_00_11_10>(halves));
+        let one = _mm_add_epi32(pairs, _mm_shuffle_epi32::<0b00_00_00_01>(pairs));
+        _mm_cvtsi128_si32(one) as f32
+    }
+    dense_metrics!("avx2,fma,f16c", 4, 2);
+}
+
+/// Bits, counted 512 at a time.
+mod bits512 {
+    use super::*;
+
+    const STEP: usize = 64;
+    type Lane = __m512i;
+    type Sum = __m512i;
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn load(bytes: &[u8; STEP]) -> Lane {
+        _mm512_castps_si512(load512_ps(bytes))
+    }
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn zero() -> Sum {
+        _mm512_setzero_si512()
+    }
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn add(a: Sum, b: Sum) -> Sum {
+        _mm512_add_epi64(a, b)
+    }
+    #[target_feature(enable = "avx512f,avx512vpopcntdq")]
+    #[inline]
+    fn count(bits: Lane, sum: Sum) -> Sum {
+        _mm512_add_epi64(sum, _mm512_popcnt_epi64(bits))
+    }
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn total(sum: Sum) -> f32 {
+        _mm512_reduce_add_epi64(sum) as f32
+    }
+    row_loops!("avx512f,avx512vpopcntdq");
+
+    #[target_feature(enable = "avx512f,avx512vpopcntdq")]
+    #[inline]
+    fn hamming<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
+        let totals = fold(query, rows, |query, row, [sum]: &mut [Sum; 1]| {
+            *sum = count(_mm512_xor_si512(query, row), *sum);
+        });
+        totals.map(|[differing]| differing)
+    }
+
+    #[target_feature(enable = "avx512f,avx512vpopcntdq")]
+    #[inline]
+    fn jaccard<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
+        let totals = fold(query, rows, |query, row, [both, either]: &mut [Sum; 2]| {
+            *both = count(_mm512_and_si512(query, row), *both);
+            *either = count(_mm512_or_si512(query, row), *either);
+        });
+        totals.map(|[both, either]| scalar::jaccard_distance(both, either))
+    }
+
+    /// Only to be called where the machine has this module's features.
+    pub(super) fn kernel(metric: Metric) -> Kernel {
+        match metric {
+            Metric::Jaccard => entry!("avx512f,avx512vpopcntdq", jaccard, 4),
+            Metric::Hamming | Metric::L2 | Metric::Ip | Metric::Cosine => {
+                entry!("avx512f,avx512vpopcntdq", hamming, 4)
+            }
+        }
+    }
+}
+
+/// Bits, counted 64 at a time: the reference with a population count instruction, which keeps
+/// up with memory.
+mod bits64 {
+    use super::*;
+
+    macro_rules! counted {
+        ($reference:path) => {{
+            #[target_feature(enable = "popcnt")]
+            fn pair(query: &[u8], row: &[u8]) -> f32 {
+                $reference(query, row)
+            }
+            #[target_feature(enable = "popcnt")]
+            fn block(query: &[u8], rows: &[u8], out: &mut [f32]) {
+                for (row, out) in rows.chunks_exact(query.len().max(1)).zip(out) {
+                    *out = pair(query, row);
+                }
+            }
+            Kernel {
+                // SAFETY: `Kernel::at` hands this table out only after the machine was found to
+                // have the feature, which is all that calling the function asks for.
+                pair: |query, row| unsafe { pair(query, row) },
+                // SAFETY: as above.
+                block: |query, rows, out| unsafe { block(query, rows, out) },
+            }
+        }};
+    }
+
+    /// Only to be called where the machine has POPCNT.
+    pub(super) fn kernel(metric: Metric) -> Kernel {
+        match metric {
+            Metric::Jaccard => counted!(scalar::jaccard),
+            Metric::Hamming | Metric::L2 | Metric::Ip | Metric::Cosine => {
+                counted!(scalar::hamming)
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load512_ps(bytes: &[u8; 64]) -> __m512 {
+    // SAFETY: the reference covers the 64 bytes read; the load asks for no alignment.
+    unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx")]
+#[inline]
+fn load256(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: the reference covers the 32 bytes read; the load asks for no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "sse2")]
+#[inline]
+fn load128(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: the reference covers the 16 bytes read; the load asks for no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// Only to be called where [`has_avx512`].
+pub(super) fn avx512_select(scores: &[f32], floor: f32, out: &mut [u64]) {
+    #[target_feature(enable = "avx512f")]
+    fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
+        let (words, tail) = scores.as_chunks::<64>();
+        let floor_lane = _mm512_set1_ps(floor);
+        let untouched = _mm512_set1_epi32(UNTOUCHED.to_bits().cast_signed());
+        for (scores, out) in words.iter().zip(out.iter_mut()) {
+            let (quarters, _) = bytemuck::bytes_of(scores).as_chunks::<64>();
+            *out = quarters.iter().rev().fold(0, |word, quarter| {
+                let lane = load512_ps(quarter);
+                let passes = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(lane, floor_lane);
+                let touched = _mm512_cmpneq_epi32_mask(_mm512_castps_si512(lane), untouched);
+                word << 16 | u64::from(passes & touched)
+            });
+        }
+        if let Some(out) = out.get_mut(words.len()..) {
+            scalar::select(tail, floor, out);
+        }
+    }
+    // SAFETY: `select_at` hands this function out only where the machine has AVX-512.
+    unsafe { select(scores, floor, out) }
+}
+
+/// Only to be called where [`has_avx2`].
+pub(super) fn avx2_select(scores: &[f32], floor: f32, out: &mut [u64]) {
+    #[target_feature(enable = "avx2")]
+    fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
+        let (words, tail) = scores.as_chunks::<64>();
+        let floor_lane = _mm256_set1_ps(floor);
+        let untouched = _mm256_set1_epi32(UNTOUCHED.to_bits().cast_signed());
+        for (scores, out) in words.iter().zip(out.iter_mut()) {
+            let (eighths, _) = bytemuck::bytes_of(scores).as_chunks::<32>();
+            *out = eighths.iter().rev().fold(0, |word, eighth| {
+                let bits = load256(eighth);
+                let passes = _mm256_cmp_ps::<_CMP_NLE_UQ>(_mm256_castsi256_ps(bits), floor_lane);
+                let skipped = _mm256_castsi256_ps(_mm256_cmpeq_epi32(bits, untouched));
+                let mask = _mm256_movemask_ps(_mm256_andnot_ps(skipped, passes));
+                word << 8 | u64::from(mask.cast_unsigned())
+            });
+        }
+        if let Some(out) = out.get_mut(words.len()..) {
+            scalar::select(tail, floor, out);
+        }
+    }
+    // SAFETY: `select_at` hands this function out only where the machine has AVX2.
+    unsafe { select(scores, floor, out) }
+}
+
+#[inline]
+pub(super) fn prefetch(bytes: &[u8], lines: usize) {
+    for line in bytes.chunks(64).take(lines) {
+        // SAFETY: a prefetch never faults, and SSE is part of every x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
