@@ -5,6 +5,9 @@
 //! rows whose product could still enter a query's top `k` are scored exactly. Both ways return
 //! the same rows with the same scores, to the last bit.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 
 use faer::{Accum, MatMut, MatRef, Par};

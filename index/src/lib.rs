@@ -27,6 +27,8 @@ mod mask;
 mod search;
 mod sections;
 mod sparse;
+#[cfg(test)]
+mod testing;
 mod topk;
 mod vectors;
 

@@ -91,7 +91,10 @@ fn ip<N: Number>(query: &[u8], row: &[u8]) -> f32 {
 fn cosine<N: Number>(query: &[u8], row: &[u8]) -> f32 {
     let (dot, square) = numbers::<N>(query, row)
         .fold((0.0, 0.0), |(dot, square), (q, r)| (q.mul_add(r, dot), r.mul_add(r, square)));
-    if square > 0.0 { (dot / square.sqrt()) as f32 } else { 0.0 }
+    // Rounded before the root as the other levels do, so that sums that are exact in both
+    // give the same cosine.
+    let (dot, square) = (dot as f32, square as f32);
+    if square > 0.0 { dot / square.sqrt() } else { 0.0 }
 }
 
 /// Folds over eight bytes at a time, then over what is left, byte by byte.

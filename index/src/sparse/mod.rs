@@ -9,6 +9,8 @@ mod index;
 mod query;
 mod row;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 pub use index::SparseIndex;
 pub use row::{SparseRow, canonical_sparse};

@@ -1,0 +1,185 @@
+//! Every level against the reference, and alone against among others.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::MAX_DIM;
+use crate::testing::{combinations, decode, encode};
+
+fn levels() -> impl Iterator<Item = Level> {
+    Level::ALL.into_iter().filter(|level| level.is_available())
+}
+
+/// Numbers of all sizes whose squares neither vanish nor overflow in single precision.
+fn number() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        4 => -1.0f32..1.0,
+        2 => -130.0f32..130.0,
+        1 => Just(0.0f32),
+        1 => Just(-128.0f32),
+        1 => Just(127.0f32),
+        1 => prop_oneof![Just(1e15f32), Just(-1e15), Just(1e-15), Just(65504.0), Just(6e-8)],
+    ]
+}
+
+/// As bytes of `elem`: half precision would make infinities of the largest numbers.
+fn bytes(elem: Elem, numbers: &[f32]) -> Vec<u8> {
+    match elem {
+        Elem::Bit => encode(Elem::I8, numbers),
+        Elem::F16 => {
+            let clamped: Vec<f32> = numbers.iter().map(|n| n.clamp(-65504.0, 65504.0)).collect();
+            encode(elem, &clamped)
+        }
+        Elem::F32 | Elem::Bf16 | Elem::I8 => encode(elem, numbers),
+    }
+}
+
+/// The result in double precision, and how far single precision may be from it.
+fn expected(metric: Metric, elem: Elem, query: &[u8], row: &[u8]) -> (f64, f64) {
+    let (query, row) = (decode(elem, query), decode(elem, row));
+    let pairs = || query.iter().copied().zip(row.iter().copied());
+    let dot: f64 = pairs().map(|(q, r)| q * r).sum();
+    let dot_size: f64 = pairs().map(|(q, r)| (q * r).abs()).sum();
+    let length = row.iter().map(|r| r * r).sum::<f64>().sqrt();
+    let either: f64 = pairs().map(|(q, r)| q.max(r)).sum();
+    // Whole numbers below 2^24 are exact in single precision.
+    let exact = matches!(elem, Elem::I8 | Elem::Bit) && query.len() < 600;
+    let rounding = if exact { 0.0 } else { (query.len() + 8) as f64 * f64::from(f32::EPSILON) };
+    let few = 4.0 * f64::from(f32::EPSILON);
+    match metric {
+        Metric::L2 => {
+            let square: f64 = pairs().map(|(q, r)| (q - r) * (q - r)).sum();
+            (square, rounding * square)
+        }
+        Metric::Ip => (dot, rounding * dot_size),
+        Metric::Cosine if length == 0.0 => (0.0, 0.0),
+        Metric::Cosine => (dot / length, (rounding + few) * dot_size / length),
+        Metric::Hamming => (pairs().filter(|(q, r)| q != r).count() as f64, 0.0),
+        Metric::Jaccard if either == 0.0 => (1.0, 0.0),
+        Metric::Jaccard => (1.0 - dot / either, few),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn every_level_computes_the_metric_at_every_width_and_alignment(
+        numbers in proptest::collection::vec((number(), number()), 1..300),
+        skew in 0usize..8,
+    ) {
+        let (query, row): (Vec<f32>, Vec<f32>) = numbers.into_iter().unzip();
+        for (metric, elem) in combinations() {
+            let shifted = |numbers: &[f32], by: usize| {
+                let mut skewed = vec![0xA5; by];
+                skewed.extend(bytes(elem, numbers));
+                skewed
+            };
+            let (query, row) = (shifted(&query, skew), shifted(&row, skew + 1));
+            let (query, row) = (&query[skew..], &row[skew + 1..]);
+            let (expected, tolerance) = expected(metric, elem, query, row);
+            for level in levels() {
+                let kernel = Kernel::at(level, metric, elem).expect("it applies");
+                let result = f64::from((kernel.pair)(query, row));
+                prop_assert!(
+                    (result - expected).abs() <= tolerance + 1e-37,
+                    "{level:?} {metric:?} {elem:?}: {result} but {expected} ± {tolerance}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_scores_the_same_alone_and_among_others(
+        width in 1usize..150,
+        rows in 0usize..11,
+        seed in any::<u64>(),
+    ) {
+        let mut random = crate::testing::Random(seed);
+        let numbers: Vec<f32> = (0..width * (rows + 1)).map(|_| random.float() * 100.0).collect();
+        for (metric, elem) in combinations() {
+            let bytes = bytes(elem, &numbers);
+            let (query, rows) = bytes.split_at(bytes.len() / (rows + 1));
+            for level in levels() {
+                let kernel = Kernel::at(level, metric, elem).expect("it applies");
+                let alone: Vec<u32> = rows
+                    .chunks_exact(query.len())
+                    .map(|row| (kernel.pair)(query, row).to_bits())
+                    .collect();
+                let mut among = vec![f32::NAN; alone.len()];
+                (kernel.block)(query, rows, &mut among);
+                let among: Vec<u32> = among.into_iter().map(f32::to_bits).collect();
+                prop_assert_eq!(among, alone, "{:?} {:?} {:?}", level, metric, elem);
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_selects_what_the_reference_selects(
+        scores in proptest::collection::vec(
+            prop_oneof![
+                4 => (-3i8..4).prop_map(f32::from),
+                3 => Just(UNTOUCHED),
+                1 => Just(f32::NAN),
+                1 => Just(f32::NEG_INFINITY),
+            ],
+            0..300,
+        ),
+        floor in prop_oneof![(-3i8..4).prop_map(f32::from), Just(f32::NAN)],
+    ) {
+        let mut expected = vec![0; scores.len().div_ceil(64)];
+        for (i, score) in scores.iter().enumerate() {
+            let at_or_below = *score <= floor;
+            let passes = score.to_bits() != UNTOUCHED.to_bits() && !at_or_below;
+            expected[i / 64] |= u64::from(passes) << (i % 64);
+        }
+        for level in levels() {
+            let mut words = vec![!0; expected.len()];
+            select_at(level).expect("available")(&scores, floor, &mut words);
+            prop_assert_eq!(&words, &expected, "{:?}", level);
+        }
+    }
+}
+
+#[test]
+fn the_widest_int8_rows_of_the_farthest_numbers_do_not_overflow() {
+    let low = vec![i8::MIN.cast_unsigned(); MAX_DIM];
+    let high = vec![i8::MAX.cast_unsigned(); MAX_DIM];
+    let width = MAX_DIM as f32;
+    for level in levels() {
+        let pair = |metric, a: &[u8], b: &[u8]| {
+            (Kernel::at(level, metric, Elem::I8).expect("it applies").pair)(a, b)
+        };
+        assert_eq!(pair(Metric::L2, &low, &high), 255.0 * 255.0 * width, "{level:?}");
+        assert_eq!(pair(Metric::Ip, &low, &low), 128.0 * 128.0 * width, "{level:?}");
+        assert_eq!(pair(Metric::Ip, &low, &high), -128.0 * 127.0 * width, "{level:?}");
+        let expected = 128.0 * width.sqrt();
+        assert_eq!(pair(Metric::Cosine, &low, &low), expected, "{level:?}");
+    }
+}
+
+#[test]
+fn half_precision_infinities_and_subnormals_are_read_as_they_are() {
+    for level in levels() {
+        for elem in [Elem::F16, Elem::Bf16] {
+            let ip = Kernel::at(level, Metric::Ip, elem).expect("it applies").pair;
+            let one = encode(elem, &[1.0; 40]);
+            let infinite = encode(elem, &[f32::INFINITY; 40]);
+            assert_eq!(ip(&one, &infinite), f32::INFINITY, "{level:?} {elem:?}");
+            assert!(ip(&one, &encode(elem, &[f32::NAN; 40])).is_nan(), "{level:?} {elem:?}");
+        }
+        let ip = Kernel::at(level, Metric::Ip, Elem::F16).expect("it applies").pair;
+        // 2^-24, the smallest half-precision number.
+        let smallest = [1u16.to_le_bytes(); 32].concat();
+        let sum = ip(&encode(Elem::F16, &[1.0; 32]), &smallest);
+        assert_eq!(sum, 32.0 * 2f32.powi(-24), "{level:?}");
+    }
+}
+
+#[test]
+fn a_metric_that_does_not_apply_is_refused() {
+    for elem in crate::testing::DENSE {
+        assert!(matches!(Kernel::best(Metric::Hamming, elem), Err(Error::Unsupported(_))));
+    }
+    assert!(matches!(Kernel::best(Metric::Cosine, Elem::Bit), Err(Error::Unsupported(_))));
+}

@@ -1,0 +1,303 @@
+//! Scan and inverted index against adding up products one by one, and against damaged bytes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
+
+use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use proptest::prelude::*;
+
+use super::row::encode;
+use super::*;
+use crate::testing::Random;
+use crate::{Bounds, Cancel, Error, Hit, Query, Row, RowMask, SearchParams, Sections, VectorIndex};
+
+type Entries = Vec<(u32, f32)>;
+
+/// Sections in memory, as a file would give them.
+struct InMemory {
+    sections: HashMap<&'static str, Buffer>,
+    rows: usize,
+}
+
+impl InMemory {
+    fn build(rows: &[Vec<u8>]) -> Self {
+        let built = SparseIndex::build(rows.iter().map(|row| SparseRow::trusted(row)));
+        let sections = built.into_iter().map(|(name, bytes)| (name, aligned(&bytes))).collect();
+        Self { sections, rows: rows.len() }
+    }
+}
+
+fn aligned(bytes: &[u8]) -> Buffer {
+    Buffer::from_slice_ref(bytes)
+}
+
+impl Sections for InMemory {
+    fn section(&self, name: &str) -> Option<Buffer> {
+        self.sections.get(name).cloned()
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+fn scan(rows: &[Vec<u8>]) -> SparseScan {
+    let offsets = OffsetBuffer::<i64>::from_lengths(rows.iter().map(Vec::len));
+    SparseScan::new(offsets.into_inner(), Buffer::from_vec(rows.concat()))
+}
+
+fn by_sorting(
+    rows: &[Vec<u8>],
+    query: &Entries,
+    params: &SearchParams,
+    allowed: &RowMask,
+) -> Vec<Hit> {
+    let asked: BTreeMap<u32, f32> = query.iter().copied().collect();
+    let score = |row: Row| {
+        let entries = SparseRow::trusted(&rows[row as usize]).iter();
+        let products = entries.filter_map(|(id, weight)| asked.get(&id).map(|q| q * weight));
+        products.reduce(|sum, product| sum + product)
+    };
+    let mut hits: Vec<Hit> = allowed
+        .iter()
+        .filter_map(|row| Some(Hit { row, score: score(row)? + 0.0 }))
+        .filter(|hit| params.bounds.above.is_none_or(|above| hit.score > above))
+        .filter(|hit| params.bounds.at_most.is_none_or(|at_most| hit.score <= at_most))
+        .collect();
+    hits.sort_by(Hit::best_first);
+    hits.truncate(params.k);
+    hits
+}
+
+/// Entries whose sums are exact, so that the order of adding does not matter and ties are
+/// common: positive only, or with negative numbers and zeros of both signs.
+fn entries(random: &mut Random, ids: usize, most: usize, signed: bool) -> Entries {
+    let wanted = random.below(most + 1);
+    let unique: BTreeMap<u32, f32> = (0..wanted)
+        .map(|_| {
+            // Low ids are common, and the largest one allowed appears.
+            let id = random.below(ids).min(random.below(ids)) as u32;
+            let id = if id == 3 { u32::MAX - 1 } else { id * 37 };
+            let size = random.below(9) as f32 / 4.0;
+            let weight = match (signed, random.below(3)) {
+                (true, 0) => -size,
+                (true, 1) => [0.0, -0.0, 1e-30, -1e-30][random.below(4)],
+                _ => size + 0.25,
+            };
+            (id, weight)
+        })
+        .collect();
+    unique.into_iter().collect()
+}
+
+fn mask(random: &mut Random, rows: usize) -> RowMask {
+    match random.below(4) {
+        0 | 1 => RowMask::all(rows),
+        2 => RowMask::from_fn(rows, |_| random.below(2) > 0),
+        _ => RowMask::from_fn(rows, |_| random.below(30) == 0),
+    }
+}
+
+fn agree(random: &mut Random, row_count: usize, ids: usize, signed: bool) {
+    let rows: Vec<Vec<u8>> =
+        (0..row_count).map(|_| encode(&entries(random, ids, 12, signed))).collect();
+    let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+    let scan = scan(&rows);
+    for _ in 0..4 {
+        let query = entries(random, ids, 10, signed);
+        let mut bound = || (random.below(3) == 0).then(|| random.float() * 4.0);
+        let bounds = Bounds { above: bound(), at_most: bound() };
+        let k = [0, 1, 10, 100, row_count, row_count + 7][random.below(6)];
+        let params = SearchParams { k, bounds, ..SearchParams::default() };
+        let allowed = mask(random, row_count);
+        let expected = by_sorting(&rows, &query, &params, &allowed);
+        let bytes = encode(&query);
+        let query = Query::Sparse(SparseRow::parse(&bytes).expect("ascending ids"));
+        let found = index.search(&query, &params, &allowed, &Cancel::never()).expect("a search");
+        assert_eq!(found, expected, "inverted index");
+        let found = scan.search(&query, &params, &allowed, &Cancel::never()).expect("a search");
+        assert_eq!(found, expected, "scan");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn the_hits_are_those_of_scoring_every_row(
+        rows in 0usize..300,
+        ids in 1usize..200,
+        signed in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        agree(&mut Random(seed), rows, ids, signed);
+    }
+
+    #[test]
+    fn scan_and_index_agree_to_the_last_bit_and_drop_the_same_entries(
+        seed in any::<u64>(),
+        drop_ratio in 0.0f32..1.0,
+    ) {
+        let random = &mut Random(seed);
+        let rough = |random: &mut Random| {
+            let mut entries = entries(random, 60, 20, false);
+            entries.iter_mut().for_each(|(_, weight)| *weight = random.float());
+            encode(&entries)
+        };
+        let rows: Vec<Vec<u8>> = (0..200).map(|_| rough(random)).collect();
+        let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+        let bytes = rough(random);
+        let query = Query::Sparse(SparseRow::parse(&bytes).expect("ascending ids"));
+        let params = SearchParams { k: 50, drop_ratio, ..SearchParams::default() };
+        let all = RowMask::all(rows.len());
+        let found = index.search(&query, &params, &all, &Cancel::never()).expect("a search");
+        let scanned = scan(&rows).search(&query, &params, &all, &Cancel::never());
+        prop_assert_eq!(scanned.expect("a search"), found);
+    }
+
+    #[test]
+    fn damaged_sections_are_refused_or_answer_without_breaking(
+        seed in any::<u64>(),
+        damages in 1usize..4,
+    ) {
+        let random = &mut Random(seed);
+        let rows: Vec<Vec<u8>> = (0..150).map(|_| encode(&entries(random, 40, 8, true))).collect();
+        let mut sections = InMemory::build(&rows);
+        for _ in 0..damages {
+            damage(random, &mut sections);
+        }
+        let query = encode(&[(0, 1.0), (37, 0.5), (74, -1.0), (u32::MAX - 1, 2.0)]);
+        let query = Query::Sparse(SparseRow::parse(&query).expect("ascending ids"));
+        match SparseIndex::open(&sections) {
+            Err(Error::Corrupt(_)) => {}
+            Err(other) => prop_assert!(false, "not {other:?}"),
+            Ok(index) => {
+                let params = SearchParams { k: 10, ..SearchParams::default() };
+                let all = RowMask::all(sections.rows);
+                let hits = index.search(&query, &params, &all, &Cancel::never());
+                for hit in hits.expect("a search") {
+                    prop_assert!((hit.row as usize) < sections.rows);
+                }
+            }
+        }
+        // Nothing that a damaged index left behind may show in the next search of this thread.
+        agree(random, 50, 20, false);
+    }
+}
+
+/// Changes some bytes of one section, its length, its alignment, or the number of rows.
+fn damage(random: &mut Random, sections: &mut InMemory) {
+    let names: Vec<&str> = sections.sections.keys().copied().collect();
+    let name = names[random.below(names.len())];
+    let buffer = sections.sections.get_mut(name).expect("a key of the map");
+    let mut bytes = buffer.to_vec();
+    match random.below(8) {
+        0 => bytes.truncate(random.below(bytes.len() + 1)),
+        1 => bytes.extend([random.next() as u8; 8]),
+        2 => {
+            bytes.insert(0, 0);
+            *buffer = aligned(&bytes).slice(1);
+            return;
+        }
+        3 => {
+            sections.rows = random.below(400);
+            return;
+        }
+        4 => {
+            sections.sections.remove(name);
+            return;
+        }
+        _ if bytes.is_empty() => {}
+        5 => {
+            let at = random.below(bytes.len());
+            bytes[at] = random.next() as u8;
+        }
+        6 => {
+            let at = random.below(bytes.len());
+            bytes[at..].fill(0xFF);
+        }
+        _ => {
+            let at = random.below(bytes.len());
+            bytes[at..].rotate_left(1);
+        }
+    }
+    *buffer = aligned(&bytes);
+}
+
+#[test]
+fn more_rows_than_one_window_are_all_found() {
+    let random = &mut Random(11);
+    let rows: Vec<Vec<u8>> = (0..150_000)
+        .map(|row| {
+            let mut entries = entries(random, 3000, 3, false);
+            // Only in the first and the third window, and in single rows near their ends.
+            if matches!(row, 5 | 65_535 | 65_536 | 140_000 | 149_999) {
+                entries.push((u32::MAX - 1, 9.0 + row as f32));
+                entries.dedup_by_key(|(id, _)| *id);
+            }
+            encode(&entries)
+        })
+        .collect();
+    let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+    let allowed = RowMask::from_fn(rows.len(), |row| row % 7 != 2);
+    for (query, k) in [
+        (vec![(u32::MAX - 1, 1.0)], 10),
+        (vec![(0, 1.0), (37, 0.5), (74, 2.0), (37 * 50, 1.0)], 1000),
+        (vec![(37 * 2999, 1.0)], 10),
+    ] {
+        let params = SearchParams { k, ..SearchParams::default() };
+        let expected = by_sorting(&rows, &query, &params, &allowed);
+        let bytes = encode(&query);
+        let query = Query::Sparse(SparseRow::parse(&bytes).expect("ascending ids"));
+        let hits = index.search(&query, &params, &allowed, &Cancel::never()).expect("a search");
+        assert_eq!(hits, expected);
+    }
+}
+
+#[test]
+fn a_shared_id_makes_a_hit_whatever_the_score() {
+    let rows = [encode(&[(1, 2.0)]), encode(&[(2, 1.0)]), encode(&[(1, 0.0)]), encode(&[])];
+    let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+    let query = encode(&[(1, -1.0)]);
+    let query = Query::Sparse(SparseRow::parse(&query).expect("ascending ids"));
+    let params = SearchParams { k: 10, ..SearchParams::default() };
+    let expected = [Hit { row: 2, score: 0.0 }, Hit { row: 0, score: -2.0 }];
+    for index in [&index as &dyn VectorIndex, &scan(&rows)] {
+        let hits = index.search(&query, &params, &RowMask::all(4), &Cancel::never());
+        assert_eq!(hits.expect("a search"), expected);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let rows = [encode(&[(1, 2.0)])];
+    let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+    let params = SearchParams { k: 1, ..SearchParams::default() };
+    let raised = Cancel::never();
+    raised.flag().store(true, Ordering::Relaxed);
+    for index in [&index as &dyn VectorIndex, &scan(&rows)] {
+        let dense =
+            index.search(&Query::Dense(&[0; 8]), &params, &RowMask::all(1), &Cancel::never());
+        assert!(matches!(dense, Err(Error::Unsupported(_))));
+        let query = Query::Sparse(SparseRow::trusted(&rows[0]));
+        let short = index.search(&query, &params, &RowMask::all(0), &Cancel::never());
+        assert!(matches!(short, Err(Error::Unsupported(_))));
+        let stopped = index.search(&query, &params, &RowMask::all(1), &raised);
+        assert_eq!(stopped, Err(Error::Cancelled));
+        let ratio = SearchParams { drop_ratio: 1.0, ..params };
+        let refused = index.search(&query, &ratio, &RowMask::all(1), &Cancel::never());
+        assert!(matches!(refused, Err(Error::Unsupported(_))));
+    }
+}
+
+#[test]
+fn offsets_outside_the_values_are_corrupt_and_not_a_panic() {
+    let query = encode(&[(1, 1.0)]);
+    let query = Query::Sparse(SparseRow::trusted(&query));
+    let params = SearchParams { k: 1, ..SearchParams::default() };
+    for offsets in [[0, 800], [-8, 8], [8, 0]] {
+        let scan =
+            SparseScan::new(ScalarBuffer::from(offsets.to_vec()), Buffer::from_vec(vec![0u8; 16]));
+        let result = scan.search(&query, &params, &RowMask::all(1), &Cancel::never());
+        assert!(matches!(result, Err(Error::Corrupt(_))), "{offsets:?}");
+    }
+}
