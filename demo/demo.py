@@ -30,7 +30,7 @@ ASKED = (
     "parse command line arguments",
     "delete a folder and everything in it",
     "run another program and capture its output",
-    "how long until the next scheduled event",
+    "what is the current working directory",
 )
 
 DATA_DIR = ROOT / ".demo" / "data"
