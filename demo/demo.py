@@ -105,7 +105,7 @@ def show(client: library.MilvusClient, asked: list[str]) -> None:
         say(f"   these {len(documents):,} texts are in the collection already")
     else:
         rate = len(documents) / seconds
-        say(f"   {len(documents):,} texts embedded twice and stored in {seconds:.1f} s, {rate:.0f} a second")
+        say(f"   {len(documents):,} texts embedded by both models and stored in {seconds:.1f} s, {rate:.0f} a second")
 
     known = {question.ask: question.answers for question in library.questions(documents)}
     began = time.monotonic()
