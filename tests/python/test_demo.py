@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "demo"))
+sys.path.append(str(ROOT))
 
-import fetch_models  # noqa: E402
-import library  # noqa: E402
-from corpus import collect, fingerprint  # noqa: E402
-from node import Node  # noqa: E402
+from demo import fetch_models, library  # noqa: E402
+from demo.corpus import collect, fingerprint  # noqa: E402
+from demo.node import Node  # noqa: E402
 
 
 @pytest.fixture(scope="module")

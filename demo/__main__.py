@@ -1,7 +1,7 @@
 """The node end to end, on real models and real texts: text in, hybrid search out.
 
     make demo
-    .venv/bin/python demo/demo.py "open a zip archive" "sum of floats without rounding"
+    .venv/bin/python -m demo "open a zip archive" "sum of floats without rounding"
 
 Starts the release binary with its embedded defaults, has it embed the documentation of the Python
 standard library, and asks in plain English. Questions on the command line replace those below.
@@ -15,10 +15,9 @@ import textwrap
 import time
 from pathlib import Path
 
-import fetch_models
-import library
-from corpus import collect
-from node import ROOT, Node, NodeFailed
+from demo import fetch_models, library
+from demo.corpus import collect
+from demo.node import ROOT, Node, NodeFailed
 
 WIDTH = 96
 COLUMN = 29
