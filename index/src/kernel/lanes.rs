@@ -2,12 +2,25 @@
 //!
 //! They are macros because functions with target features cannot implement traits. The module
 //! that uses them names the types `Lane` (a register of numbers) and `Sum` (an accumulator),
-//! the constant `STEP` (bytes that fill a lane), and the functions `load`, `zero`, `add` and
-//! `total`; for [`dense_metrics`] also `difference` and `multiply_add`.
+//! the constant `STEP` (bytes that fill a lane), and the functions `load`, `load_tail`, `zero`,
+//! `add` and `total`; for [`dense_metrics`] also `difference` and `multiply_add`.
 //!
-//! Steps alternate between two accumulators, which hides the latency of the multiply-add; a
-//! row's last, partial step is copied into a zeroed array, and zeros add nothing to any of the
-//! sums. One row or several at once: the order of the operations on a row is the same.
+//! Steps alternate between two accumulators, which hides the latency of the multiply-add. A
+//! row's last, partial step is filled up with zeros, which add nothing to any of the sums. One
+//! row or several at once: the order of the operations on a row is the same.
+
+/// Defines `load_tail` by way of a zeroed array.
+macro_rules! copied_tail {
+    ($features:literal) => {
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn load_tail(tail: &[u8]) -> Lane {
+            let mut step = [0; STEP];
+            step[..tail.len()].copy_from_slice(tail);
+            load(&step)
+        }
+    };
+}
 
 /// Defines `fold`, which sums over the steps of several rows, and `block`, which goes over
 /// consecutive rows.
@@ -49,14 +62,9 @@ macro_rules! row_loops {
                 }
             }
             if !query_tail.is_empty() {
-                let padded = |tail: &[u8]| {
-                    let mut step = [0; STEP];
-                    step[..tail.len()].copy_from_slice(tail);
-                    load(&step)
-                };
-                let lane = padded(query_tail);
+                let lane = load_tail(query_tail);
                 for row in 0..ROWS {
-                    visit(lane, padded(split[row].1), &mut odd[row]);
+                    visit(lane, load_tail(split[row].1), &mut odd[row]);
                 }
             }
             let mut totals = [[0.0; SUMS]; ROWS];

@@ -61,6 +61,7 @@ macro_rules! floats {
         fn total(sum: Sum) -> f32 {
             vaddvq_f32(sum)
         }
+        copied_tail!("neon");
         dense_metrics!("neon", 4, 4);
     };
 }
@@ -115,6 +116,7 @@ mod i8x8 {
     fn total(sum: Sum) -> f32 {
         vaddvq_s32(sum) as f32
     }
+    copied_tail!("neon");
     dense_metrics!("neon", 4, 4);
 }
 

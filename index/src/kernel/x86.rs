@@ -1,7 +1,7 @@
 //! AVX2 and AVX-512.
 //!
 //! Each module below is the lane operations of one element type; `lanes.rs` makes kernels of
-//! them. Loads take a reference to exactly one register's bytes and so need no bounds argument.
+//! them. Loads take a reference to exactly one register's bytes, or a mask of the slice's length.
 
 use std::arch::x86_64::*;
 
@@ -48,7 +48,7 @@ pub(super) fn avx2_kernel(metric: Metric, elem: Elem) -> Kernel {
 
 /// Sixteen single-precision sums, whatever the numbers were loaded from.
 macro_rules! floats512 {
-    ($step:literal, $load:expr) => {
+    ($step:literal, $load:path, $load_tail:path, $widen:expr) => {
         use super::*;
 
         const STEP: usize = $step;
@@ -58,7 +58,12 @@ macro_rules! floats512 {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
         #[inline]
         fn load(bytes: &[u8; STEP]) -> Lane {
-            $load(bytes)
+            $widen($load(bytes))
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        #[inline]
+        fn load_tail(tail: &[u8]) -> Lane {
+            $widen($load_tail(tail))
         }
         #[target_feature(enable = "avx512f")]
         #[inline]
@@ -130,23 +135,24 @@ macro_rules! floats256 {
             let pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
             _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)))
         }
+        copied_tail!("avx2,fma,f16c");
         dense_metrics!("avx2,fma,f16c", 4, 2);
     };
 }
 
 mod f32x16 {
-    floats512!(64, load512_ps);
+    floats512!(64, load512, load512_tail, |bits| _mm512_castsi512_ps(bits));
 }
 
 mod f16x16 {
-    floats512!(32, |bytes| _mm512_cvtph_ps(load256(bytes)));
+    floats512!(32, load256, load256_tail, |bits| _mm512_cvtph_ps(bits));
 }
 
 mod bf16x16 {
     // The upper half of a number is the number with its lower half zero.
-    floats512!(32, |bytes| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
-        load256(bytes)
-    ))));
+    floats512!(32, load256, load256_tail, |bits| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(
+        _mm512_cvtepu16_epi32(bits)
+    )));
 }
 
 mod f32x8 {
@@ -176,6 +182,11 @@ mod i8x32 {
     #[inline]
     fn load(bytes: &[u8; STEP]) -> Lane {
         _mm512_cvtepi8_epi16(load256(bytes))
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    fn load_tail(tail: &[u8]) -> Lane {
+        _mm512_cvtepi8_epi16(load256_tail(tail))
     }
     #[target_feature(enable = "avx512f")]
     #[inline]
@@ -247,6 +258,7 @@ mod i8x16 {
         let one = _mm_add_epi32(pairs, _mm_shuffle_epi32::<0b00_00_00_01>(pairs));
         _mm_cvtsi128_si32(one) as f32
     }
+    copied_tail!("avx2");
     dense_metrics!("avx2,fma,f16c", 4, 2);
 }
 
@@ -261,7 +273,12 @@ mod bits512 {
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn load(bytes: &[u8; STEP]) -> Lane {
-        _mm512_castps_si512(load512_ps(bytes))
+        load512(bytes)
+    }
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    fn load_tail(tail: &[u8]) -> Lane {
+        load512_tail(tail)
     }
     #[target_feature(enable = "avx512f")]
     #[inline]
@@ -273,7 +290,7 @@ mod bits512 {
     fn add(a: Sum, b: Sum) -> Sum {
         _mm512_add_epi64(a, b)
     }
-    #[target_feature(enable = "avx512f,avx512vpopcntdq")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
     #[inline]
     fn count(bits: Lane, sum: Sum) -> Sum {
         _mm512_add_epi64(sum, _mm512_popcnt_epi64(bits))
@@ -283,9 +300,9 @@ mod bits512 {
     fn total(sum: Sum) -> f32 {
         _mm512_reduce_add_epi64(sum) as f32
     }
-    row_loops!("avx512f,avx512vpopcntdq");
+    row_loops!("avx512f,avx512bw,avx512vpopcntdq");
 
-    #[target_feature(enable = "avx512f,avx512vpopcntdq")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
     #[inline]
     fn hamming<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
         let totals = fold(query, rows, |query, row, [sum]: &mut [Sum; 1]| {
@@ -294,7 +311,7 @@ mod bits512 {
         totals.map(|[differing]| differing)
     }
 
-    #[target_feature(enable = "avx512f,avx512vpopcntdq")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
     #[inline]
     fn jaccard<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
         let totals = fold(query, rows, |query, row, [both, either]: &mut [Sum; 2]| {
@@ -307,9 +324,9 @@ mod bits512 {
     /// Only to be called where the machine has this module's features.
     pub(super) fn kernel(metric: Metric) -> Kernel {
         match metric {
-            Metric::Jaccard => entry!("avx512f,avx512vpopcntdq", jaccard, 4),
+            Metric::Jaccard => entry!("avx512f,avx512bw,avx512vpopcntdq", jaccard, 4),
             Metric::Hamming | Metric::L2 | Metric::Ip | Metric::Cosine => {
-                entry!("avx512f,avx512vpopcntdq", hamming, 4)
+                entry!("avx512f,avx512bw,avx512vpopcntdq", hamming, 4)
             }
         }
     }
@@ -355,9 +372,31 @@ mod bits64 {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load512_ps(bytes: &[u8; 64]) -> __m512 {
+fn load512(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: the reference covers the 64 bytes read; the load asks for no alignment.
-    unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+/// 1 to 64 bytes, then zeros.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn load512_tail(tail: &[u8]) -> __m512i {
+    assert!((1..=64).contains(&tail.len()), "a register's bytes or fewer");
+    let mask = !0u64 >> (64 - tail.len());
+    // SAFETY: the mask has one bit for each byte of the slice, and bytes without one are not
+    // accessed; the load asks for no alignment.
+    unsafe { _mm512_maskz_loadu_epi8(mask, tail.as_ptr().cast()) }
+}
+
+/// 1 to 32 bytes, then zeros.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[inline]
+fn load256_tail(tail: &[u8]) -> __m256i {
+    assert!((1..=32).contains(&tail.len()), "a register's bytes or fewer");
+    let mask = !0u32 >> (32 - tail.len());
+    // SAFETY: the mask has one bit for each byte of the slice, and bytes without one are not
+    // accessed; the load asks for no alignment.
+    unsafe { _mm256_maskz_loadu_epi8(mask, tail.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx")]
@@ -384,9 +423,10 @@ pub(super) fn avx512_select(scores: &[f32], floor: f32, out: &mut [u64]) {
         for (scores, out) in words.iter().zip(out.iter_mut()) {
             let (quarters, _) = bytemuck::bytes_of(scores).as_chunks::<64>();
             *out = quarters.iter().rev().fold(0, |word, quarter| {
-                let lane = load512_ps(quarter);
+                let bits = load512(quarter);
+                let lane = _mm512_castsi512_ps(bits);
                 let passes = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(lane, floor_lane);
-                let touched = _mm512_cmpneq_epi32_mask(_mm512_castps_si512(lane), untouched);
+                let touched = _mm512_cmpneq_epi32_mask(bits, untouched);
                 word << 16 | u64::from(passes & touched)
             });
         }

@@ -1,5 +1,7 @@
 //! Exact search over sparse rows as they are stored, for segments too young for an index.
 
+use std::hash::{BuildHasher, RandomState};
+
 use arrow_buffer::{Buffer, ScalarBuffer};
 
 use super::query::Terms;
@@ -43,26 +45,55 @@ impl SparseScan {
     }
 }
 
-/// A small filter in front of the query's terms: one bit per id, by its low bits.
-struct Filter {
-    words: [u64; Self::WORDS],
+/// The query's weights by id: a hash table with linear probing.
+///
+/// The multiplier is drawn anew for each search (multiply-shift, Dietzfelbinger et al. 1997), so
+/// that no query can be made up whose ids all meet in one place.
+struct Weights {
+    /// A power of two of slots, few of them taken, so that a miss is seen at the first look.
+    slots: Vec<(u32, f32)>,
+    multiplier: u64,
+    shift: u32,
 }
 
-impl Filter {
-    /// 4,096 bits in 512 bytes: few enough for the first-level cache, enough to turn away 99 %
-    /// of the ids for a query of 42 terms.
-    const WORDS: usize = 64;
+impl Weights {
+    /// An id that no row has.
+    const FREE: u32 = u32::MAX;
 
     fn new(terms: &Terms) -> Self {
-        let mut words = [0; Self::WORDS];
-        for (id, _) in terms.iter() {
-            words[id as usize / 64 % Self::WORDS] |= 1 << (id % 64);
+        let bits = (terms.len() * 16).next_power_of_two().ilog2();
+        let slots = vec![(Self::FREE, 0.0); 1 << bits];
+        let multiplier = RandomState::new().hash_one(bits) | 1;
+        let mut weights = Self { slots, multiplier, shift: u64::BITS - bits };
+        for (id, weight) in terms.iter() {
+            let slot = weights.find(id);
+            weights.slots[slot] = (id, weight);
         }
-        Self { words }
+        weights
     }
 
-    fn may_contain(&self, id: u32) -> bool {
-        self.words[id as usize / 64 % Self::WORDS] >> (id % 64) & 1 == 1
+    /// The slot of `id`, or the free one where it would be.
+    #[inline]
+    fn find(&self, id: u32) -> usize {
+        let mut slot = (u64::from(id).wrapping_mul(self.multiplier) >> self.shift) as usize;
+        while self.slots[slot].0 != id && self.slots[slot].0 != Self::FREE {
+            slot = (slot + 1) & (self.slots.len() - 1);
+        }
+        slot
+    }
+
+    /// Inner product with a row; `None` if they share no id. Without a branch on whether an id
+    /// is shared, which nothing can predict.
+    fn score(&self, row: SparseRow<'_>) -> Option<f32> {
+        let (mut score, mut shared) = (0.0, false);
+        for (id, weight) in row.iter() {
+            let (found, asked) = self.slots[self.find(id)];
+            // A damaged row may hold the id that marks a free slot.
+            let hit = (found == id) & (id != Self::FREE);
+            shared |= hit;
+            score += if hit { asked * weight } else { 0.0 };
+        }
+        shared.then_some(score)
     }
 }
 
@@ -80,7 +111,7 @@ impl VectorIndex for SparseScan {
         if params.k == 0 || terms.is_empty() {
             return Ok(Vec::new());
         }
-        let filter = Filter::new(&terms);
+        let weights = Weights::new(&terms);
         let mut top = TopK::new(params.k, params.bounds);
         for (word, start) in allowed.words().iter().zip((0..).step_by(64)) {
             if start % ROWS_PER_CHECK == 0 {
@@ -88,15 +119,7 @@ impl VectorIndex for SparseScan {
             }
             for bit in ones(*word) {
                 let row = start + bit as usize;
-                let mut score = None;
-                for (id, weight) in self.row(row)?.iter() {
-                    if filter.may_contain(id)
-                        && let Some(asked) = terms.weight(id)
-                    {
-                        score = Some(score.unwrap_or(0.0) + asked * weight);
-                    }
-                }
-                if let Some(score) = score {
+                if let Some(score) = weights.score(self.row(row)?) {
                     top.push(row as Row, score);
                 }
             }
