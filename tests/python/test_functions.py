@@ -1,0 +1,230 @@
+"""Text in, vectors out: the tiny BGE-M3 against what its reference implementation says (contract §8)."""
+
+import numpy as np
+import pytest
+from pymilvus import AnnSearchRequest, DataType, Function, FunctionType, RRFRanker
+from pymilvus.client.prepare import Prepare
+
+from helpers import (KEY, assert_status, column, create, ids, indexes, pb, refused, schema, schema_pb,
+                     vector)
+
+DENSE = Function("dense_of_text", FunctionType.TEXTEMBEDDING, ["text"], ["dense"],
+                 params={"provider": "bge-m3", "dim": 64})
+SPARSE = Function("sparse_of_text", FunctionType.BM25, ["text"], ["sparse"], params={"provider": "bge-m3"})
+FIELDS = (KEY, ("text", DataType.VARCHAR, {"max_length": 4000}), vector(64, "dense"),
+          ("sparse", DataType.SPARSE_FLOAT_VECTOR))
+# Largest difference allowed in one value; what the golden data grant any backend in float32.
+TOLERANCE = 2e-5
+
+
+def make(client, name, fields=FIELDS, functions=(DENSE, SPARSE)):
+    create(client, name, schema(*fields, functions=functions), ("dense", "FLAT", "IP"),
+           ("sparse", "SPARSE_INVERTED_INDEX", "IP"))
+
+
+@pytest.fixture(scope="module")
+def library(client, sentences):
+    """The golden sentences, embedded by the node."""
+    make(client, "library")
+    client.insert("library", [{"id": i, "text": text} for i, text in enumerate(sentences)])
+    yield "library"
+    client.drop_collection("library")
+
+
+def schema_body(name):
+    """The schema as it travels, for declarations that pymilvus would not send."""
+    return schema_pb.CollectionSchema.FromString(
+        Prepare.create_collection_request(name, schema(*FIELDS)).schema)
+
+
+def reference(golden, i):
+    entry = golden["max_length_512"][i]
+    return np.array(entry["dense"], np.float32), {int(k): v for k, v in entry["sparse"].items()}
+
+
+def test_stored_vectors_are_those_of_the_reference(client, library, golden, sentences):
+    rows = client.query(library, "id >= 0", output_fields=["dense", "sparse"])
+    assert len(rows) == len(sentences)
+    for row in rows:
+        dense, sparse = reference(golden, row["id"])
+        np.testing.assert_allclose(row["dense"], dense, atol=TOLERANCE)
+        kept = {k: w for k, w in sparse.items() if w > 1e-6}
+        assert kept.keys() <= row["sparse"].keys(), sentences[row["id"]]
+        for key, weight in row["sparse"].items():
+            assert weight == pytest.approx(sparse.get(key, 0), abs=TOLERANCE)
+
+
+def test_dense_search_by_text(client, library, golden, sentences):
+    data = np.array([reference(golden, i)[0] for i in range(len(sentences))])
+    for i in (0, 4, 10, 19):
+        hits = client.search(library, [sentences[i]], anns_field="dense", limit=5)[0]
+        scores = data @ data[i]
+        np.testing.assert_allclose([h.distance for h in hits], np.sort(scores)[::-1][:5], atol=5e-5)
+        np.testing.assert_allclose(scores[ids(hits)], np.sort(scores)[::-1][:5], atol=5e-5)
+
+
+def test_sparse_search_by_text(client, library, golden, sentences):
+    weights = [reference(golden, i)[1] for i in range(len(sentences))]
+    for i in (0, 4, 20):
+        hits = client.search(library, [sentences[i]], anns_field="sparse", limit=5)[0]
+        scores = np.array([sum(w * other.get(k, 0) for k, w in weights[i].items()) for other in weights])
+        expected = np.sort(scores)[::-1][: len(hits)]
+        np.testing.assert_allclose([h.distance for h in hits], expected, atol=1e-4)
+
+
+def test_several_texts_in_one_search(client, library, sentences):
+    found = client.search(library, sentences[:6], anns_field="dense", limit=1, output_fields=["text"])
+    assert [hits[0]["entity"]["text"] for hits in found] == sentences[:6]
+
+
+def test_hybrid_search_by_text(client, library, sentences):
+    text = sentences[2]
+    legs = [AnnSearchRequest([text], field, {}, 10) for field in ("dense", "sparse")]
+    hits = client.hybrid_search(library, legs, RRFRanker(), limit=5, output_fields=["text"])[0]
+    assert hits[0]["entity"]["text"] == text
+    assert hits[0].distance == pytest.approx(2 / 61, rel=1e-5)
+
+
+def test_vectors_may_be_given_for_a_search_all_the_same(client, library, golden):
+    dense, sparse = reference(golden, 3)
+    assert client.search(library, [dense.tolist()], anns_field="dense", limit=1)[0][0].id == 3
+    assert client.search(library, [sparse], anns_field="sparse", limit=1)[0][0].id == 3
+
+
+def test_output_fields_are_marked_for_clients(client, library):
+    described = client.describe_collection(library)
+    flags = {f["name"]: bool(f.get("is_function_output")) for f in described["fields"]}
+    assert flags == {"id": False, "text": False, "dense": True, "sparse": True}
+    functions = {f["name"]: f for f in described["functions"]}
+    assert functions["dense_of_text"]["params"] == {"provider": "bge-m3", "dim": "64"}
+    assert functions["dense_of_text"]["output_field_names"] == ["dense"]
+    assert all(f["id"] > 0 for f in functions.values())
+
+
+def test_an_upsert_makes_the_vectors_anew(client, name, golden, sentences):
+    make(client, name)
+    client.insert(name, [{"id": 1, "text": sentences[0]}])
+    client.upsert(name, [{"id": 1, "text": sentences[3]}])
+    row = client.query(name, "id == 1", output_fields=["dense", "text"])[0]
+    np.testing.assert_allclose(row["dense"], reference(golden, 3)[0], atol=TOLERANCE)
+    client.upsert(name, [{"id": 1, "text": sentences[5]}], partial_update=True)
+    row = client.query(name, "id == 1", output_fields=["dense"])[0]
+    np.testing.assert_allclose(row["dense"], reference(golden, 5)[0], atol=TOLERANCE)
+
+
+def test_a_row_alone_and_a_row_in_a_batch_have_the_same_vector(client, name, sentences):
+    make(client, name)
+    client.insert(name, [{"id": i, "text": text} for i, text in enumerate(sentences)])
+    for i in range(0, len(sentences), 5):
+        client.insert(name, [{"id": 100 + i, "text": sentences[i]}])
+        one, other = client.query(name, f"id in [{i}, {100 + i}]", output_fields=["dense"])
+        np.testing.assert_allclose(one["dense"], other["dense"], atol=2e-6)
+
+
+def test_only_one_of_the_two_functions(client, name, sentences):
+    create(client, name, schema(*FIELDS[:3], functions=[DENSE]), ("dense", "HNSW", "COSINE"))
+    client.insert(name, [{"id": i, "text": text} for i, text in enumerate(sentences[:5])])
+    assert client.search(name, [sentences[4]], limit=1)[0][0].id == 4
+
+
+def test_one_function_with_two_outputs(wire, client, name, golden, sentences):
+    """No SDK lets one declare it; the wire does."""
+    body = schema_body(name)
+    function = body.functions.add(name="both", type=2)
+    function.input_field_names.append("text")
+    function.output_field_names.extend(["sparse", "dense"])
+    for key, value in (("provider", "bge-m3"), ("dim", "64")):
+        function.params.add(key=key, value=value)
+    assert_status(wire.CreateCollection(pb.CreateCollectionRequest(
+        collection_name=name, schema=body.SerializeToString())), 0)
+    client.create_index(name, indexes(("dense", "FLAT", "IP")), sync=False)
+    client.create_index(name, indexes(("sparse", "SPARSE_INVERTED_INDEX", "IP")), sync=False)
+    client.load_collection(name)
+    client.insert(name, [{"id": 1, "text": sentences[1]}])
+    row = client.query(name, "id == 1", output_fields=["dense", "sparse"])[0]
+    np.testing.assert_allclose(row["dense"], reference(golden, 1)[0], atol=TOLERANCE)
+    assert row["sparse"]
+
+
+def test_an_output_that_is_given_is_refused(wire, client, name):
+    make(client, name)
+    answer = wire.Insert(pb.InsertRequest(collection_name=name, num_rows=1, fields_data=[
+        column("id", DataType.INT64, long_data=[1]), column("text", DataType.VARCHAR, string_data=["x"]),
+        column("dense", DataType.FLOAT_VECTOR, float_vector=[0] * 64, dim=64)]))
+    assert_status(answer.status, 1100)
+
+
+def test_text_for_a_field_without_a_function_is_refused(client, name):
+    create(client, name, schema(KEY, vector()), ("v", "FLAT", "L2"))
+    with refused(1100):
+        client.search(name, ["some text"], anns_field="v")
+
+
+def test_a_model_that_is_not_there_is_told_at_create(client, name):
+    missing = Function("f", FunctionType.TEXTEMBEDDING, ["text"], ["dense"],
+                       params={"provider": "local", "model_name": "nobody/no-model"})
+    with pytest.raises(Exception) as caught:
+        client.create_collection(name, schema=schema(*FIELDS[:3], functions=[missing]))
+    assert caught.value.code in (1100, 2400) and "nobody/no-model" in str(caught.value)
+
+
+def test_a_dimension_that_the_model_does_not_have_is_told_at_create(client, name):
+    fields = (FIELDS[0], FIELDS[1], vector(128, "dense"))
+    with refused(1100, "64"):
+        client.create_collection(name, schema=schema(*fields, functions=[
+            Function("f", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params={"provider": "bge-m3"})]))
+
+
+BAD_FUNCTIONS = {
+    "input is no text": (["id"], ["dense"]),
+    "no input": (["nothing"], ["dense"]),
+    "no output": (["text"], ["nothing"]),
+}
+
+
+@pytest.mark.parametrize("inputs, outputs", BAD_FUNCTIONS.values(), ids=BAD_FUNCTIONS.keys())
+def test_declarations_that_break_a_rule(wire, name, inputs, outputs):
+    body = schema_body(name)
+    function = body.functions.add(name="f", type=2, input_field_names=inputs, output_field_names=outputs)
+    function.params.add(key="provider", value="bge-m3")
+    answer = wire.CreateCollection(
+        pb.CreateCollectionRequest(collection_name=name, schema=body.SerializeToString()))
+    assert_status(answer, 1100, 5)
+
+
+def test_two_functions_cannot_fill_one_field(wire, name):
+    body = schema_body(name)
+    for function_name in ("f", "g"):
+        function = body.functions.add(name=function_name, type=2, input_field_names=["text"],
+                                      output_field_names=["dense"])
+        function.params.add(key="provider", value="bge-m3")
+    answer = wire.CreateCollection(
+        pb.CreateCollectionRequest(collection_name=name, schema=body.SerializeToString()))
+    assert_status(answer, 1100, 5)
+
+
+def test_a_function_cannot_read_what_may_be_null(client, name):
+    fields = (KEY, ("text", DataType.VARCHAR, {"max_length": 99, "nullable": True}), vector(64, "dense"))
+    with refused(1100):
+        client.create_collection(name, schema=schema(*fields, functions=[DENSE]))
+
+
+def test_the_empty_text_and_very_long_texts(client, name):
+    make(client, name)
+    client.insert(name, [{"id": 1, "text": ""}, {"id": 2, "text": "word " * 799}])
+    rows = client.query(name, "id > 0", output_fields=["dense", "sparse"])
+    assert len(rows) == 2 and rows[0]["sparse"] == {}
+    assert len(client.search(name, [""], anns_field="dense", limit=5)[0]) == 2
+    assert client.search(name, [""], anns_field="sparse", limit=5)[0] == []
+
+
+def test_the_tiny_model_ranks_by_meaning_of_the_reranker_or_says_it_cannot(client, library, sentences):
+    ranker = Function("rank", FunctionType.RERANK, ["text"], params={
+        "reranker": "model", "provider": "local", "model_name": "tiny-reranker", "queries": [sentences[0]]})
+    try:
+        hits = client.search(library, [sentences[0]], anns_field="dense", limit=5, ranker=ranker)[0]
+    except Exception as refusal:
+        assert getattr(refusal, "code", None) in (10, 1100), refusal
+        return
+    scores = [h.distance for h in hits]
+    assert scores == sorted(scores, reverse=True)
