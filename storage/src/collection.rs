@@ -1,14 +1,30 @@
 //! One collection: the write path in, views out.
+//!
+//! A write is checked and encoded on the write pool, queued for the log and done when the log
+//! thread has made it durable, applied it and published the [`Version`] that shows it. A view is
+//! one load of that version; readers and writers share no lock.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arrow_array::RecordBatch;
+use arc_swap::ArcSwap;
+use arrow_array::{Array, BooleanArray, RecordBatch};
+use arrow_select::filter::filter_record_batch;
+use elanus_index::SparseRow;
 
 use crate::Error;
+use crate::blobs::Published;
 use crate::catalog::CollectionInfo;
 use crate::clock::Ts;
-use crate::keys::Keys;
-use crate::view::ReadView;
+use crate::engine::Core;
+use crate::keys::{KeyColumn, Keys};
+use crate::log::record::{Change, Record};
+use crate::manifest::Manifests;
+use crate::schema::{DataType, Schema};
+use crate::segment::Body;
+use crate::view::{ReadView, Version};
 
 /// A durable, visible write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,24 +73,58 @@ pub struct Stats {
 }
 
 /// A collection that is open: the way to write to it and to read it.
-#[derive(Debug)]
-pub struct Collection {}
+pub struct Collection {
+    core: Arc<Core>,
+    id: i64,
+    info: ArcSwap<CollectionInfo>,
+    version: ArcSwap<Version>,
+    dir: Arc<Published>,
+    /// Whoever changes the manifest holds this for the whole job. `None` if it is damaged.
+    manifests: Mutex<Option<Manifests>>,
+    /// When a background checkpoint failed last, in milliseconds.
+    failed_at: AtomicU64,
+}
+
+impl fmt::Debug for Collection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collection").field("id", &self.id).finish_non_exhaustive()
+    }
+}
 
 impl Collection {
+    /// A collection that shows no rows until the applier publishes some.
+    pub(crate) fn new(
+        core: Arc<Core>,
+        info: Arc<CollectionInfo>,
+        dir: Arc<Published>,
+        manifests: Option<Manifests>,
+    ) -> Self {
+        let version = Version { ts: info.created, segments: Vec::new(), damage: None };
+        Self {
+            core,
+            id: info.id,
+            info: ArcSwap::new(info),
+            version: ArcSwap::from_pointee(version),
+            dir,
+            manifests: Mutex::new(manifests),
+            failed_at: AtomicU64::new(0),
+        }
+    }
+
     /// Its id.
     pub fn id(&self) -> i64 {
-        0
+        self.id
     }
 
     /// What the catalog says of it now; after a drop, what it said last.
     pub fn info(&self) -> Arc<CollectionInfo> {
-        todo!()
+        self.info.load_full()
     }
 
     /// Why the collection is quarantined, if its data is damaged: reads and writes fail with
     /// [`Error::Corrupt`].
     pub fn damage(&self) -> Option<Arc<Error>> {
-        todo!()
+        self.version.load().damage.clone()
     }
 
     /// Writes rows into a partition; rows whose key exists (in any partition) are replaced,
@@ -97,7 +147,30 @@ impl Collection {
     /// # Errors
     /// As [`Collection::insert`].
     pub async fn insert_all(&self, parts: Vec<(i64, RecordBatch)>) -> Result<Written, Error> {
-        todo!("{parts:?}")
+        let info = self.info();
+        for (partition, _) in &parts {
+            if info.partition_by_id(*partition).is_none() {
+                return Err(Error::PartitionNotFound(partition.to_string()));
+            }
+        }
+        self.core.check_memory()?;
+        let rows = parts.iter().map(|(_, batch)| batch.num_rows()).sum();
+        let version = self.version.load_full();
+        let schema = Arc::clone(&info.schema);
+        let prepare = self.core.pools.write(move || {
+            version.check_keys()?;
+            let change = Change::Insert(prepare(&schema, parts)?);
+            let encoded = change.encode()?;
+            Ok::<_, Error>((change, encoded))
+        });
+        let (change, encoded) = prepare.await??;
+        if matches!(&change, Change::Insert(parts) if parts.is_empty()) {
+            return Ok(Written { ts: self.core.clock.now(), rows });
+        }
+        let schema_version = info.schema.version;
+        let record = Record { collection: self.id, schema_version, change };
+        let (ts, _) = self.core.log()?.write(record, encoded).await?;
+        Ok(Written { ts, rows })
     }
 
     /// Deletes rows by key, in all partitions or in those given. Keys without a row are no error.
@@ -105,21 +178,205 @@ impl Collection {
     /// # Errors
     /// As [`Collection::insert`].
     pub async fn delete(&self, partitions: Option<Vec<i64>>, keys: Keys) -> Result<Written, Error> {
-        todo!("{partitions:?} {keys:?}")
+        let info = self.info();
+        for partition in partitions.iter().flatten() {
+            if info.partition_by_id(*partition).is_none() {
+                return Err(Error::PartitionNotFound(partition.to_string()));
+            }
+        }
+        match (&info.schema.primary().data_type, &keys) {
+            (DataType::Int64, Keys::Int(_)) | (DataType::VarChar { .. }, Keys::Str(_)) => {}
+            (wanted, _) => {
+                return Err(Error::Invalid(format!(
+                    "the primary key is {}, the keys to delete are not",
+                    wanted.name()
+                )));
+            }
+        }
+        if keys.is_empty() {
+            return Ok(Written { ts: self.core.clock.now(), rows: 0 });
+        }
+        let version = self.version.load_full();
+        let prepare = self.core.pools.write(move || {
+            version.check_keys()?;
+            let change = Change::Delete { partitions, keys };
+            let encoded = change.encode()?;
+            Ok::<_, Error>((change, encoded))
+        });
+        let (change, encoded) = prepare.await??;
+        let schema_version = info.schema.version;
+        let record = Record { collection: self.id, schema_version, change };
+        let (ts, rows) = self.core.log()?.write(record, encoded).await?;
+        Ok(Written { ts, rows })
     }
 
     /// The newest view: every acknowledged write.
     pub fn view(&self) -> ReadView {
-        todo!()
+        self.view_at(Ts::MAX)
     }
 
     /// The view at a timestamp; one beyond the newest write is the newest view.
     pub fn view_at(&self, ts: Ts) -> ReadView {
-        todo!("{ts}")
+        let version = self.version.load_full();
+        let ts = ts.min(version.ts);
+        ReadView { ts, version, schema: Arc::clone(&self.info.load().schema) }
     }
 
     /// Counts and sizes as of now.
     pub fn stats(&self) -> Stats {
-        todo!()
+        let (version, info) = (self.version.load_full(), self.info());
+        let mut stats = Stats::default();
+        for segment in &version.segments {
+            let rows = segment.live_rows();
+            stats.rows += rows;
+            match stats.partitions.iter_mut().find(|(id, _)| *id == segment.partition) {
+                Some((_, sum)) => *sum += rows,
+                None => stats.partitions.push((segment.partition, rows)),
+            }
+            let (state, fields) = match &segment.body {
+                Body::Growing(_) => (SegmentState::Growing, Vec::new()),
+                Body::Sealed(sealed) => (SegmentState::Sealed, sealed.indexed_fields().collect()),
+            };
+            let name = |id: i64| info.schema.field_by_id(id).map(|field| field.name.clone());
+            stats.segments.push(SegmentStats {
+                id: segment.id,
+                partition: segment.partition,
+                rows,
+                state,
+                bytes: segment.bytes(),
+                indexed: fields.into_iter().filter_map(name).collect(),
+            });
+        }
+        stats
     }
+
+    pub(crate) fn dir(&self) -> &Arc<Published> {
+        &self.dir
+    }
+
+    pub(crate) fn set_info(&self, info: Arc<CollectionInfo>) {
+        self.info.store(info);
+    }
+
+    /// Lets readers see a version; called by the one thread that applies the log.
+    pub(crate) fn publish(&self, version: Version) {
+        self.version.store(Arc::new(version));
+    }
+
+    pub(crate) fn version(&self) -> Arc<Version> {
+        self.version.load_full()
+    }
+
+    /// The right to change the manifest, for a whole job.
+    pub(crate) fn manifests(&self) -> MutexGuard<'_, Option<Manifests>> {
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a background checkpoint failed last, in milliseconds; 0 if the last one succeeded.
+    pub(crate) fn failed_at(&self) -> &AtomicU64 {
+        &self.failed_at
+    }
+
+    /// Whether a background checkpoint failed so recently that another would fail too.
+    pub(crate) fn failed_recently(&self, now: Ts, pause_ms: u64) -> bool {
+        now.millis() < self.failed_at.load(Ordering::Relaxed).saturating_add(pause_ms)
+    }
+}
+
+impl Version {
+    /// Verifies what applying a write will touch, so that a write cannot fail once it is durable.
+    fn check_keys(&self) -> Result<(), Error> {
+        if let Some(damage) = &self.damage {
+            return Err(damage.duplicate());
+        }
+        for segment in &self.segments {
+            if let Body::Sealed(sealed) = &segment.body {
+                sealed.keys()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Brings batches into the schema's form, each key once; empty ones are left out.
+fn prepare(
+    schema: &Schema,
+    parts: Vec<(i64, RecordBatch)>,
+) -> Result<Vec<(i64, RecordBatch)>, Error> {
+    let parts = (parts.into_iter())
+        .filter(|(_, batch)| batch.num_rows() > 0)
+        .map(|(partition, batch)| Ok((partition, conform(schema, &batch)?)))
+        .collect::<Result<Vec<_>, Error>>()?;
+    let key = &schema.primary().name;
+    let mut keys = Vec::with_capacity(parts.len());
+    for (_, batch) in &parts {
+        let column = batch.column_by_name(key);
+        let column =
+            column.ok_or_else(|| Error::Internal("a conforming batch lacks its key".into()))?;
+        keys.push(KeyColumn::new(column)?);
+    }
+    let mut seen = HashSet::with_capacity(keys.iter().map(KeyColumn::len).sum());
+    let mut kept = Vec::with_capacity(parts.len());
+    for ((partition, batch), keys) in parts.into_iter().zip(&keys).rev() {
+        let newest: Vec<bool> =
+            (0..keys.len()).rev().map(|row| seen.insert(keys.get(row))).collect();
+        if newest.iter().all(|newest| *newest) {
+            kept.push((partition, batch));
+            continue;
+        }
+        let newest: BooleanArray = newest.into_iter().rev().map(Some).collect();
+        let batch = filter_record_batch(&batch, &newest)?;
+        if batch.num_rows() > 0 {
+            kept.push((partition, batch));
+        }
+    }
+    kept.reverse();
+    Ok(kept)
+}
+
+/// The batch with all fields of the schema, in its order.
+fn conform(schema: &Schema, batch: &RecordBatch) -> Result<RecordBatch, Error> {
+    let rows = batch.num_rows();
+    if let Some(unknown) =
+        batch.schema_ref().fields().iter().find(|field| schema.field(field.name()).is_none())
+    {
+        return Err(Error::Invalid(format!("field `{}` does not exist", unknown.name())));
+    }
+    let mut columns = Vec::with_capacity(schema.fields.len());
+    for field in &schema.fields {
+        let Some(column) = batch.column_by_name(&field.name) else {
+            if field.primary_key {
+                return Err(Error::Invalid(format!("primary key `{}` is missing", field.name)));
+            }
+            columns.push(field.absent(rows));
+            continue;
+        };
+        let wanted = field.data_type.to_arrow();
+        if *column.data_type() != wanted {
+            return Err(Error::Invalid(format!(
+                "field `{}` expects {wanted}, the batch has {}",
+                field.name,
+                column.data_type()
+            )));
+        }
+        if field.data_type == DataType::SparseFloatVector {
+            check_sparse(&field.name, column)?;
+        }
+        columns.push(Arc::clone(column));
+    }
+    RecordBatch::try_new(schema.to_arrow(), columns)
+        .map_err(|error| Error::Invalid(error.to_string()))
+}
+
+fn check_sparse(field: &str, column: &dyn Array) -> Result<(), Error> {
+    let Some(vectors) = column.as_any().downcast_ref::<arrow_array::LargeBinaryArray>() else {
+        return Err(Error::Invalid(format!("field `{field}` expects LargeBinary")));
+    };
+    for (row, vector) in vectors.iter().enumerate() {
+        if let Some(vector) = vector {
+            SparseRow::parse(vector)
+                .map_err(|error| Error::Invalid(format!("field `{field}`, row {row}: {error}")))?;
+        }
+    }
+    Ok(())
 }

@@ -1,15 +1,28 @@
 //! The engine: opens a data directory, recovers it, and keeps it.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use arc_swap::ArcSwap;
 
 use crate::Error;
-use crate::catalog::{
-    CatalogView, CollectionChange, CollectionInfo, IndexDef, NewCollection, NewIndex, PartitionInfo,
-};
-use crate::clock::{HybridClock, Wall};
+use crate::apply::Control;
+use crate::blobs::Blobs;
+use crate::catalog::CatalogView;
+use crate::catalog::store::CatalogStore;
+use crate::checkpoint;
+use crate::clock::{HybridClock, Ts, Wall};
 use crate::collection::Collection;
+use crate::jobs::Jobs;
+use crate::log::writer::CommitLog;
 use crate::pools::Pools;
+use crate::recover::{self, DirLock};
+
+/// A background checkpoint that failed is not tried again for so long.
+const RETRY_PAUSE_MS: u64 = 1_000;
 
 /// When a write is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,10 +89,198 @@ pub struct Health {
     pub damaged: Vec<(i64, String)>,
 }
 
-/// An open data directory. Clones are handles to the same engine.
+/// Counters of the commit log since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogCounters {
+    /// Syncs of records.
+    pub syncs: u64,
+    /// Acknowledged records.
+    pub records: u64,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// What all parts of an open engine share.
+pub(crate) struct Core {
+    pub(crate) options: Options,
+    pub(crate) blobs: Blobs,
+    pub(crate) clock: Arc<HybridClock>,
+    pub(crate) pools: Pools,
+    pub(crate) jobs: Jobs,
+    /// Set once, when recovery is done.
+    log: OnceLock<CommitLog<Control>>,
+    catalog: ArcSwap<CatalogView>,
+    store: Mutex<CatalogStore>,
+    collections: ArcSwap<HashMap<i64, Arc<Collection>>>,
+    next_segment: AtomicI64,
+    /// Unsealed bytes of all collections.
+    pub(crate) growing_bytes: AtomicUsize,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    pub(crate) fn new(
+        options: Options,
+        blobs: Blobs,
+        clock: Arc<HybridClock>,
+        store: CatalogStore,
+        catalog: CatalogView,
+    ) -> Result<Self, Error> {
+        let pools = Pools::new(options.search_threads, options.build_threads)?;
+        let next_segment = AtomicI64::new(catalog.segment_floor());
+        Ok(Self {
+            options,
+            blobs,
+            clock,
+            pools,
+            jobs: Jobs::start()?,
+            log: OnceLock::new(),
+            catalog: ArcSwap::from_pointee(catalog),
+            store: Mutex::new(store),
+            collections: ArcSwap::default(),
+            next_segment,
+            growing_bytes: AtomicUsize::new(0),
+        })
+    }
+
+    /// The log.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] before recovery is done, when nobody has a collection to write to.
+    pub(crate) fn log(&self) -> Result<&CommitLog<Control>, Error> {
+        self.log.get().ok_or(Error::Closed)
+    }
+
+    pub(crate) fn set_log(&self, log: CommitLog<Control>) {
+        if self.log.set(log).is_err() {
+            unreachable!("the log is set once, at the end of recovery");
+        }
+    }
+
+    pub(crate) fn catalog(&self) -> Arc<CatalogView> {
+        self.catalog.load_full()
+    }
+
+    /// Makes the next version of the catalog, durably, and shows it. Nothing is committed if the
+    /// edit fails or changes nothing.
+    pub(crate) fn commit_catalog<T>(
+        &self,
+        edit: impl FnOnce(&mut CatalogView, Ts) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.catalog();
+        let mut next = current.as_ref().clone();
+        let ts = self.clock.next();
+        let value = edit(&mut next, ts)?;
+        if next != *current {
+            next.advance(ts, self.next_segment.load(Ordering::Relaxed));
+            self.catalog.store(Arc::new(store.commit(next)?));
+        }
+        Ok(value)
+    }
+
+    pub(crate) fn collection(&self, id: i64) -> Option<Arc<Collection>> {
+        self.collections.load().get(&id).cloned()
+    }
+
+    /// Like [`Core::collection`], with the error a user should see.
+    pub(crate) fn require(&self, id: i64) -> Result<Arc<Collection>, Error> {
+        self.collection(id)
+            .ok_or_else(|| Error::CollectionNotFound { db: String::new(), name: id.to_string() })
+    }
+
+    pub(crate) fn collections(&self) -> Arc<HashMap<i64, Arc<Collection>>> {
+        self.collections.load_full()
+    }
+
+    pub(crate) fn set_collections(&self, collections: HashMap<i64, Arc<Collection>>) {
+        self.collections.store(Arc::new(collections));
+    }
+
+    /// A segment id that was never used.
+    pub(crate) fn next_segment(&self) -> i64 {
+        self.next_segment.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Gives no segment id below `floor`.
+    pub(crate) fn raise_next_segment(&self, floor: i64) {
+        self.next_segment.fetch_max(floor, Ordering::Relaxed);
+    }
+
+    /// Rows that died before this are seen by no view.
+    pub(crate) fn horizon(&self) -> Ts {
+        self.clock.now().minus_millis(self.options.retention_ms)
+    }
+
+    /// Whether a write may add to what is unsealed.
+    pub(crate) fn check_memory(&self) -> Result<(), Error> {
+        let (growing, limit) =
+            (self.growing_bytes.load(Ordering::Relaxed), self.options.growing_limit_bytes);
+        if growing < limit {
+            return Ok(());
+        }
+        Err(Error::MemoryLimit(format!(
+            "{growing} bytes are not sealed yet, the limit is {limit}; try again later"
+        )))
+    }
+
+    /// Runs work that nobody waits for.
+    pub(crate) fn in_background(&self, work: impl FnOnce() + Send + 'static) {
+        self.jobs.in_background(work);
+    }
+
+    /// Seals what is growing in a collection, some time soon; false if that is of no use now.
+    pub(crate) fn checkpoint_in_background(self: &Arc<Self>, collection: &Arc<Collection>) -> bool {
+        if collection.failed_recently(self.clock.now(), RETRY_PAUSE_MS) {
+            return false;
+        }
+        let (core, collection) = (Arc::clone(self), Arc::clone(collection));
+        self.jobs.in_background(move || {
+            let failed_at = match checkpoint::checkpoint(&core, &collection) {
+                Ok(_) | Err(Error::Closed | Error::CollectionNotFound { .. }) => 0,
+                Err(error) => {
+                    tracing::warn!(%error, collection = collection.id(), "a checkpoint failed");
+                    core.clock.now().millis()
+                }
+            };
+            collection.failed_at().store(failed_at, Ordering::Relaxed);
+        })
+    }
+}
+
+/// An open data directory. Clones are handles to the same engine; dropping the last one shuts it
+/// down.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    core: Arc<Core>,
+    lock: Mutex<Option<DirLock>>,
+}
+
+impl Inner {
+    /// Ends all threads and gives the directory free. Blocks.
+    fn stop(&self) {
+        self.core.jobs.stop();
+        if let Ok(log) = self.core.log() {
+            log.stop();
+        }
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 impl Engine {
@@ -89,206 +290,74 @@ impl Engine {
     /// [`Error::Locked`] with the holder's process id; [`Error::Corrupt`] for a damaged catalog
     /// or log; [`Error::Io`].
     pub async fn open(options: Options) -> Result<Self, Error> {
-        todo!("{options:?}")
+        let opened = tokio::task::spawn_blocking(move || recover::open(options)).await;
+        let (core, lock) = opened.map_err(|error| Error::Internal(error.to_string()))??;
+        Ok(Self { inner: Arc::new(Inner { core, lock: Mutex::new(Some(lock)) }) })
     }
 
-    /// Finishes queued writes, syncs the log and stops the threads. Does not checkpoint.
-    pub async fn shutdown(&self) {}
+    /// Finishes queued writes, syncs the log, stops the threads and gives the directory free.
+    /// Does not checkpoint. Later writes fail with [`Error::Closed`]; views stay readable.
+    pub async fn shutdown(&self) {
+        let inner = Arc::clone(&self.inner);
+        if let Err(error) = tokio::task::spawn_blocking(move || inner.stop()).await {
+            tracing::error!(%error, "the shutdown was cut short");
+        }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.inner.core
+    }
 
     /// The source of all timestamps.
     pub fn clock(&self) -> &HybridClock {
-        todo!()
+        &self.inner.core.clock
     }
 
     /// The newest version of the catalog.
     pub fn catalog(&self) -> Arc<CatalogView> {
-        todo!()
+        self.inner.core.catalog()
     }
 
     /// The open collection with that id.
     pub fn collection(&self, id: i64) -> Option<Arc<Collection>> {
-        todo!("{id}")
+        self.inner.core.collection(id)
     }
 
     /// Whether the node can do its work.
     pub fn health(&self) -> Health {
-        todo!()
+        let core = &self.inner.core;
+        let reason = match core.log() {
+            Ok(log) => log.check().err().map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        let mut damaged: Vec<(i64, String)> = (core.collections().values())
+            .filter_map(|c| c.damage().map(|damage| (c.id(), damage.to_string())))
+            .collect();
+        damaged.sort_unstable();
+        Health { writable: reason.is_none(), reason, damaged }
+    }
+
+    /// How the engine was opened.
+    pub fn options(&self) -> &Options {
+        &self.inner.core.options
+    }
+
+    /// Counters of the commit log.
+    pub fn log_counters(&self) -> LogCounters {
+        match self.inner.core.log() {
+            Ok(log) => log.counters(),
+            Err(_) => LogCounters { syncs: 0, records: 0, bytes: 0 },
+        }
+    }
+
+    /// Unsealed bytes of all collections.
+    pub fn growing_bytes(&self) -> usize {
+        self.inner.core.growing_bytes.load(Ordering::Relaxed)
     }
 
     /// Where CPU work runs.
     pub fn pools(&self) -> &Pools {
-        todo!()
-    }
-
-    /// Creates a database.
-    ///
-    /// # Errors
-    /// [`Error::DatabaseExists`], or what prevents the commit.
-    pub async fn create_database(
-        &self,
-        name: &str,
-        properties: Vec<(String, String)>,
-    ) -> Result<(), Error> {
-        todo!("{name} {properties:?}")
-    }
-
-    /// Drops an empty database.
-    ///
-    /// # Errors
-    /// [`Error::DatabaseNotFound`], [`Error::DatabaseNotEmpty`], [`Error::Invalid`] for the
-    /// default database.
-    pub async fn drop_database(&self, name: &str) -> Result<(), Error> {
-        todo!("{name}")
-    }
-
-    /// Sets and removes properties of a database.
-    ///
-    /// # Errors
-    /// [`Error::DatabaseNotFound`].
-    pub async fn alter_database(
-        &self,
-        name: &str,
-        set: Vec<(String, String)>,
-        delete: Vec<String>,
-    ) -> Result<(), Error> {
-        todo!("{name} {set:?} {delete:?}")
-    }
-
-    /// Creates a collection.
-    ///
-    /// # Errors
-    /// [`Error::DatabaseNotFound`], [`Error::CollectionExists`], [`Error::AliasNameConflict`],
-    /// [`Error::Invalid`] for an unusable schema.
-    pub async fn create_collection(
-        &self,
-        db: &str,
-        new: NewCollection,
-    ) -> Result<Arc<CollectionInfo>, Error> {
-        todo!("{db} {new:?}")
-    }
-
-    /// Drops a collection with its aliases; its files go when the last reader is done.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`].
-    pub async fn drop_collection(&self, db: &str, name: &str) -> Result<(), Error> {
-        todo!("{db} {name}")
-    }
-
-    /// Renames a collection, also into another database.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::DatabaseNotFound`], [`Error::CollectionExists`],
-    /// [`Error::AliasNameConflict`].
-    pub async fn rename_collection(
-        &self,
-        db: &str,
-        old: &str,
-        new_db: &str,
-        new: &str,
-    ) -> Result<(), Error> {
-        todo!("{db} {old} {new_db} {new}")
-    }
-
-    /// Changes a collection and returns what it is now.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::PartitionNotFound`], [`Error::Invalid`].
-    pub async fn alter_collection(
-        &self,
-        db: &str,
-        name: &str,
-        change: CollectionChange,
-    ) -> Result<Arc<CollectionInfo>, Error> {
-        todo!("{db} {name} {change:?}")
-    }
-
-    /// Creates a partition; it is loaded if the collection is.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::PartitionExists`].
-    pub async fn create_partition(
-        &self,
-        db: &str,
-        collection: &str,
-        name: &str,
-    ) -> Result<PartitionInfo, Error> {
-        todo!("{db} {collection} {name}")
-    }
-
-    /// Drops a partition with its rows.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::PartitionNotFound`], [`Error::Invalid`] for the
-    /// default partition.
-    pub async fn drop_partition(
-        &self,
-        db: &str,
-        collection: &str,
-        name: &str,
-    ) -> Result<(), Error> {
-        todo!("{db} {collection} {name}")
-    }
-
-    /// Creates an alias.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::AliasExists`], [`Error::AliasNameConflict`].
-    pub async fn create_alias(&self, db: &str, alias: &str, collection: &str) -> Result<(), Error> {
-        todo!("{db} {alias} {collection}")
-    }
-
-    /// Drops an alias.
-    ///
-    /// # Errors
-    /// [`Error::AliasNotFound`].
-    pub async fn drop_alias(&self, db: &str, alias: &str) -> Result<(), Error> {
-        todo!("{db} {alias}")
-    }
-
-    /// Points an existing alias to another collection.
-    ///
-    /// # Errors
-    /// [`Error::AliasNotFound`], [`Error::CollectionNotFound`].
-    pub async fn alter_alias(&self, db: &str, alias: &str, collection: &str) -> Result<(), Error> {
-        todo!("{db} {alias} {collection}")
-    }
-
-    /// Defines an index; the same definition again changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::IndexExists`], [`Error::Invalid`] for an unknown
-    /// field.
-    pub async fn create_index(
-        &self,
-        db: &str,
-        collection: &str,
-        new: NewIndex,
-    ) -> Result<IndexDef, Error> {
-        todo!("{db} {collection} {new:?}")
-    }
-
-    /// Drops the definition of an index.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::IndexNotFound`].
-    pub async fn drop_index(&self, db: &str, collection: &str, name: &str) -> Result<(), Error> {
-        todo!("{db} {collection} {name}")
-    }
-
-    /// Sets and removes parameters of an index.
-    ///
-    /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::IndexNotFound`].
-    pub async fn alter_index(
-        &self,
-        db: &str,
-        collection: &str,
-        name: &str,
-        set: Vec<(String, String)>,
-        delete: Vec<String>,
-    ) -> Result<(), Error> {
-        todo!("{db} {collection} {name} {set:?} {delete:?}")
+        &self.inner.core.pools
     }
 
     /// Seals what is growing, now. Returns the ids of the new segments.
@@ -296,7 +365,10 @@ impl Engine {
     /// # Errors
     /// [`Error::CollectionNotFound`] and what prevents writing.
     pub async fn flush(&self, collection: i64) -> Result<Vec<i64>, Error> {
-        todo!("{collection}")
+        let core = Arc::clone(self.core());
+        let collection = core.require(collection)?;
+        let work = move || checkpoint::checkpoint(&core, &collection);
+        self.core().jobs.maintenance(work).await
     }
 
     /// Removes all rows.
@@ -304,6 +376,9 @@ impl Engine {
     /// # Errors
     /// [`Error::CollectionNotFound`] and what prevents writing.
     pub async fn truncate(&self, collection: i64) -> Result<(), Error> {
-        todo!("{collection}")
+        let core = Arc::clone(self.core());
+        let collection = core.require(collection)?;
+        let work = move || checkpoint::truncate(&core, &collection);
+        self.core().jobs.maintenance(work).await
     }
 }

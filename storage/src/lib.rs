@@ -7,10 +7,13 @@
 //! This crate never sees a wire message, a text to embed or a ranker.
 #![deny(unsafe_code)]
 
+mod apply;
 mod blobs;
 pub mod catalog;
+mod checkpoint;
 pub mod clock;
 mod collection;
+mod ddl;
 mod document;
 mod engine;
 mod error;
@@ -21,6 +24,7 @@ mod log;
 mod manifest;
 mod pools;
 mod query;
+mod recover;
 pub mod schema;
 mod search;
 mod segment;
@@ -32,9 +36,10 @@ pub use catalog::{
 };
 pub use clock::{HybridClock, Ts, Wall};
 pub use collection::{Collection, SegmentState, SegmentStats, Stats, Written};
-pub use engine::{Durability, Engine, Health, Options};
+pub use engine::{Durability, Engine, Health, LogCounters, Options};
 pub use error::Error;
 pub use keys::{Key, KeyRef, Keys};
 pub use pools::Pools;
 pub use schema::Schema;
+pub use search::{AnnQuery, Found, Scope, Selection};
 pub use view::{ReadView, RowAddr};

@@ -193,13 +193,15 @@ pub enum CollectionChange {
 }
 
 /// One committed version of the catalog.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CatalogView {
     version: u64,
     /// Greater than every id given so far.
     next_id: i64,
     /// Greater than every segment id that a collection, dropped ones included, may have used.
     segment_floor: i64,
+    /// The log holds every record from here on.
+    log_start: u64,
     /// Not below any timestamp in the catalog.
     ts: Ts,
     databases: BTreeMap<String, DatabaseInfo>,

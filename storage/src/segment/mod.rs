@@ -6,6 +6,16 @@
 //!
 //! This module does not decide when to seal and knows neither log nor manifest.
 
+pub(crate) mod delete;
+mod digest;
+mod file;
+pub(crate) mod growing;
+pub(crate) mod seal;
+pub(crate) mod sealed;
+pub(crate) mod section_file;
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::sync::Arc;
 
 use arrow_array::ArrayRef;
@@ -14,47 +24,95 @@ use elanus_index::{Row, RowMask, SparseIndex};
 
 use crate::Error;
 use crate::clock::Ts;
-use crate::keys::Key;
+use crate::keys::KeyRef;
 use crate::schema::Field;
+use delete::DeleteMask;
+use growing::Growing;
+use sealed::SealedSegment;
 
 /// One segment as one version of the collection sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) id: i64,
     pub(crate) partition: i64,
+    pub(crate) body: Body,
+    pub(crate) deletes: Arc<DeleteMask>,
+}
+
+/// Where the rows of a segment are.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    /// In memory, in order of arrival.
+    Growing(Arc<Growing>),
+    /// In a file, in order of (key, timestamp).
+    Sealed(Arc<SealedSegment>),
 }
 
 impl Segment {
     /// Whether the rows are still in memory only, not sorted and not indexed.
     pub(crate) fn is_growing(&self) -> bool {
-        todo!()
+        matches!(self.body, Body::Growing(_))
     }
 
     /// Number of rows, dead ones included.
     pub(crate) fn rows(&self) -> usize {
-        todo!()
+        match &self.body {
+            Body::Growing(growing) => growing.rows(),
+            Body::Sealed(sealed) => sealed.rows(),
+        }
+    }
+
+    /// Number of rows that the newest view sees.
+    pub(crate) fn live_rows(&self) -> usize {
+        self.rows() - self.deletes.len()
+    }
+
+    /// Bytes in memory (growing) or of the data file (sealed).
+    pub(crate) fn bytes(&self) -> u64 {
+        match &self.body {
+            Body::Growing(growing) => growing.bytes() as u64,
+            Body::Sealed(sealed) => sealed.bytes(),
+        }
     }
 
     /// The chunks in row order, as the number of the first row and the number of rows. A sealed
     /// segment is one chunk; growing segments have few.
     pub(crate) fn chunks(&self) -> impl ExactSizeIterator<Item = (Row, usize)> {
-        Vec::new().into_iter()
+        let chunks: Vec<(Row, usize)> = match &self.body {
+            Body::Growing(growing) => {
+                growing.chunks().iter().map(|chunk| (chunk.first, chunk.rows())).collect()
+            }
+            Body::Sealed(sealed) => vec![(0, sealed.rows())],
+        };
+        chunks.into_iter()
     }
 
     /// A column of a chunk: its values, or what absent values of the field read as.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if the column of a sealed segment is damaged (found at first touch).
+    ///
+    /// # Panics
+    /// If there is no such chunk.
     pub(crate) fn column(&self, chunk: usize, field: &Field) -> Result<ArrayRef, Error> {
-        todo!("{chunk} {field:?}")
+        match &self.body {
+            Body::Growing(growing) => Ok(growing.chunks()[chunk].column(field)),
+            Body::Sealed(sealed) => sealed.column(field),
+        }
     }
 
     /// When the rows of a chunk were written.
     ///
     /// # Errors
     /// As [`Segment::column`].
+    ///
+    /// # Panics
+    /// If there is no such chunk.
     pub(crate) fn timestamps(&self, chunk: usize) -> Result<ScalarBuffer<u64>, Error> {
-        todo!("{chunk}")
+        match &self.body {
+            Body::Growing(growing) => Ok(growing.chunks()[chunk].ts.clone()),
+            Body::Sealed(sealed) => sealed.timestamps(),
+        }
     }
 
     /// The rows that a view at `ts` sees: written by then and not deleted by then.
@@ -62,7 +120,12 @@ impl Segment {
     /// # Errors
     /// As [`Segment::column`].
     pub(crate) fn visible(&self, ts: Ts) -> Result<RowMask, Error> {
-        todo!("{ts}")
+        let mut mask = match &self.body {
+            Body::Growing(growing) => growing.written_by(ts),
+            Body::Sealed(sealed) => sealed.written_by(ts)?,
+        };
+        self.deletes.hide(&mut mask, ts);
+        Ok(mask)
     }
 
     /// Whether rows are in ascending order of (primary key, timestamp).
@@ -70,13 +133,23 @@ impl Segment {
         !self.is_growing()
     }
 
-    /// Smallest and largest primary key, where known without reading the column.
-    pub(crate) fn key_range(&self) -> Option<&(Key, Key)> {
-        todo!()
+    /// Smallest and largest primary key, where they are known: not of a growing segment, and not
+    /// where the keys are damaged, which reading the column reports.
+    pub(crate) fn key_range(&self) -> Option<(KeyRef<'_>, KeyRef<'_>)> {
+        match &self.body {
+            Body::Growing(_) => None,
+            Body::Sealed(sealed) => {
+                let keys = sealed.keys().ok()?;
+                keys.len().checked_sub(1).map(|last| (keys.get(0), keys.get(last)))
+            }
+        }
     }
 
     /// The inverted index over a sparse vector field, if the segment has one that is sound.
     pub(crate) fn sparse_index(&self, field: &Field) -> Option<Arc<SparseIndex>> {
-        todo!("{field:?}")
+        match &self.body {
+            Body::Growing(_) => None,
+            Body::Sealed(sealed) => sealed.sparse_index(field.id),
+        }
     }
 }

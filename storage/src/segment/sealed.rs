@@ -1,0 +1,389 @@
+//! A sealed segment: one immutable Arrow IPC file, mapped, with one batch sorted by key.
+//!
+//! Nothing is read on opening but header and footer, whose checksums the manifest holds. A column
+//! is verified against its checksum in the footer when it is first touched, and decoded in place;
+//! from then on its array is handed out. A damaged column is an error that names the file. A
+//! damaged or missing index is no error: the rows answer without it while it is built anew.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use arrow_array::{Array, ArrayRef};
+use arrow_buffer::{Buffer, ScalarBuffer};
+use arrow_ipc::convert::try_fb_to_schema;
+use arrow_ipc::reader::{FileDecoder, read_footer_length};
+use arrow_ipc::{Block, MetadataVersion, root_as_footer};
+use arrow_schema::SchemaRef;
+use elanus_index::{RowMask, SparseIndex};
+
+use super::digest::column_crc;
+use super::file::map;
+use super::section_file::SectionFile;
+use crate::Error;
+use crate::blobs::Published;
+use crate::clock::Ts;
+use crate::keys::KeyColumn;
+use crate::manifest::{DataFile, IndexFile, IndexKind, SegmentEntry};
+use crate::schema::{Field, Schema, TS};
+
+/// The format this node writes, and the newest that it reads.
+pub(super) const FORMAT: u32 = 1;
+
+// Keys of the file's custom metadata.
+pub(super) const FORMAT_KEY: &str = "elanus.format";
+pub(super) const COLLECTION: &str = "elanus.collection";
+pub(super) const SEGMENT: &str = "elanus.segment";
+/// JSON object: column name to crc32c as eight hexadecimal digits.
+pub(super) const CHECKSUMS: &str = "elanus.crc32c";
+
+/// Bytes after the footer: its length and the magic.
+const TRAILER: usize = 10;
+
+/// Told when an index turns out to be damaged; rebuilds it in the background.
+pub(crate) trait Repair: Send + Sync + std::fmt::Debug {
+    /// The index over `field` of `segment` is not usable.
+    fn index_is_damaged(&self, segment: i64, field: i64);
+}
+
+/// A sealed segment, open.
+#[derive(Debug)]
+pub(crate) struct SealedSegment {
+    id: i64,
+    rows: usize,
+    max_ts: Ts,
+    file: Published,
+    /// Keeps the directory of a dropped collection until the last reader is gone.
+    dir: Arc<Published>,
+    layout: Layout,
+    /// By position in the file.
+    columns: Vec<OnceLock<Result<ArrayRef, Error>>>,
+    keys: OnceLock<Result<KeyColumn, Error>>,
+    key_name: String,
+    indexes: Vec<Index>,
+    repair: Arc<dyn Repair>,
+}
+
+#[derive(Debug)]
+struct Index {
+    field: i64,
+    state: ArcSwap<IndexState>,
+}
+
+#[derive(Debug)]
+enum IndexState {
+    Unopened(IndexFile, Arc<Published>),
+    Open(Arc<SparseIndex>, Arc<Published>),
+    /// Damaged; being rebuilt.
+    Damaged,
+}
+
+impl SealedSegment {
+    /// Opens the files of a manifest's entry in the collection's directory.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the data file is not the one that the manifest means.
+    pub(crate) fn open(
+        dir: &Arc<Published>,
+        schema: &Schema,
+        entry: &SegmentEntry,
+        repair: Arc<dyn Repair>,
+    ) -> Result<Self, Error> {
+        let path = dir.path().join(&entry.data.file);
+        let bytes = map(&path, entry.data.len)?;
+        let layout = Layout::of(bytes).map_err(|detail| Error::corrupt(&path, detail))?;
+        layout.check(entry).map_err(|detail| Error::corrupt(&path, detail))?;
+        let columns = layout.schema.fields().iter().map(|_| OnceLock::new()).collect();
+        let indexes = (entry.indexes.iter())
+            .map(|index| {
+                let file = Arc::new(Published::new(dir.path().join(&index.sections.file)));
+                let state = ArcSwap::from_pointee(IndexState::Unopened(index.clone(), file));
+                Index { field: index.field, state }
+            })
+            .collect();
+        Ok(Self {
+            id: entry.id,
+            rows: entry.rows as usize,
+            max_ts: entry.max_ts,
+            file: Published::new(path),
+            dir: Arc::clone(dir),
+            layout,
+            columns,
+            keys: OnceLock::new(),
+            key_name: schema.primary().name.clone(),
+            indexes,
+            repair,
+        })
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Length of the data file.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.layout.bytes.len() as u64
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Ids of the fields with an index file.
+    pub(crate) fn indexed_fields(&self) -> impl Iterator<Item = i64> {
+        self.indexes.iter().map(|index| index.field)
+    }
+
+    /// Removes the files when the last reader lets go.
+    pub(crate) fn doom(&self) {
+        self.file.doom();
+        for index in &self.indexes {
+            match &**index.state.load() {
+                IndexState::Unopened(_, file) | IndexState::Open(_, file) => file.doom(),
+                IndexState::Damaged => {}
+            }
+        }
+    }
+
+    /// See [`super::Segment::column`].
+    pub(crate) fn column(&self, field: &Field) -> Result<ArrayRef, Error> {
+        match self.layout.schema.column_with_name(&field.name) {
+            None => Ok(field.absent(self.rows)),
+            Some((at, found)) if *found.data_type() == field.data_type.to_arrow() => {
+                self.column_at(at)
+            }
+            Some((_, found)) => Err(Error::corrupt(
+                self.path(),
+                format!(
+                    "column `{}` is {}, the schema says {}",
+                    field.name,
+                    found.data_type(),
+                    field.data_type.to_arrow()
+                ),
+            )),
+        }
+    }
+
+    /// See [`super::Segment::timestamps`].
+    pub(crate) fn timestamps(&self) -> Result<ScalarBuffer<u64>, Error> {
+        let (at, _) = (self.layout.schema.column_with_name(TS))
+            .ok_or_else(|| Error::corrupt(self.path(), format!("column `{TS}` is missing")))?;
+        let column = self.column_at(at)?;
+        let column = column.as_primitive_opt::<UInt64Type>();
+        let column = column
+            .ok_or_else(|| Error::corrupt(self.path(), format!("column `{TS}` is not UInt64")))?;
+        Ok(column.values().clone())
+    }
+
+    /// The primary keys, ascending.
+    pub(crate) fn keys(&self) -> Result<&KeyColumn, Error> {
+        let keys = self.keys.get_or_init(|| {
+            let (at, _) =
+                (self.layout.schema.column_with_name(&self.key_name)).ok_or_else(|| {
+                    Error::corrupt(self.path(), format!("column `{}` is missing", self.key_name))
+                })?;
+            KeyColumn::new(&self.column_at(at)?)
+                .map_err(|error| Error::corrupt(self.path(), error.to_string()))
+        });
+        keys.as_ref().map_err(Error::duplicate)
+    }
+
+    /// The rows written at or before `ts`.
+    pub(crate) fn written_by(&self, ts: Ts) -> Result<RowMask, Error> {
+        if ts >= self.max_ts {
+            return Ok(RowMask::all(self.rows));
+        }
+        let times = self.timestamps()?;
+        Ok(RowMask::from_fn(self.rows, |row| times[row as usize] <= ts.0))
+    }
+
+    /// The index over a sparse vector field; `None` where there is none, or none that is sound.
+    pub(crate) fn sparse_index(&self, field: i64) -> Option<Arc<SparseIndex>> {
+        let index = self.indexes.iter().find(|index| index.field == field)?;
+        let state = index.state.load();
+        match &**state {
+            IndexState::Open(opened, _) => Some(Arc::clone(opened)),
+            IndexState::Damaged => None,
+            IndexState::Unopened(entry, file) => match self.open_index(entry, file.path()) {
+                Ok(opened) => {
+                    let opened = Arc::new(opened);
+                    let open = IndexState::Open(Arc::clone(&opened), Arc::clone(file));
+                    index.state.store(Arc::new(open));
+                    Some(opened)
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        %error, segment = self.id, field,
+                        "an index is not usable; it is built anew, searches scan until then"
+                    );
+                    index.state.store(Arc::new(IndexState::Damaged));
+                    self.repair.index_is_damaged(self.id, field);
+                    None
+                }
+            },
+        }
+    }
+
+    fn open_index(&self, entry: &IndexFile, path: &Path) -> Result<SparseIndex, Error> {
+        let IndexKind::SparseInverted = entry.kind;
+        let sections = SectionFile::open(path, &entry.sections)?;
+        if sections.rows() != self.rows {
+            let detail =
+                format!("the index covers {} rows, the segment has {}", sections.rows(), self.rows);
+            return Err(Error::corrupt(path, detail));
+        }
+        SparseIndex::open(&sections.verified()?)
+            .map_err(|error| Error::corrupt(path, error.to_string()))
+    }
+
+    /// Puts a rebuilt index in the place of a damaged one.
+    pub(crate) fn replace_index(&self, entry: IndexFile) {
+        if let Some(index) = self.indexes.iter().find(|index| index.field == entry.field) {
+            let file = Arc::new(Published::new(self.dir.path().join(&entry.sections.file)));
+            index.state.store(Arc::new(IndexState::Unopened(entry, file)));
+        }
+    }
+
+    fn column_at(&self, at: usize) -> Result<ArrayRef, Error> {
+        let column = self.columns[at].get_or_init(|| {
+            self.layout.column(at, self.rows).map_err(|detail| Error::corrupt(self.path(), detail))
+        });
+        column.as_ref().map(Arc::clone).map_err(Error::duplicate)
+    }
+}
+
+/// What header and footer of a data file say.
+#[derive(Debug)]
+struct Layout {
+    bytes: Buffer,
+    schema: SchemaRef,
+    version: MetadataVersion,
+    block: Block,
+    /// First byte of the batch's message, of its body, and after its body.
+    block_start: usize,
+    body_start: usize,
+    body_end: usize,
+    metadata: HashMap<String, String>,
+    checksums: HashMap<String, String>,
+}
+
+impl Layout {
+    fn of(bytes: Buffer) -> Result<Self, String> {
+        let footer_end =
+            bytes.len().checked_sub(TRAILER).ok_or("the file is shorter than its trailer")?;
+        let trailer: &[u8; TRAILER] = bytes.last_chunk().ok_or("the file has no trailer")?;
+        let footer_len = read_footer_length(*trailer).map_err(|error| error.to_string())?;
+        let footer_start =
+            footer_end.checked_sub(footer_len).ok_or("the footer is longer than the file")?;
+        let footer = root_as_footer(&bytes[footer_start..footer_end])
+            .map_err(|error| format!("offset {footer_start}: footer: {error}"))?;
+        let schema = footer.schema().ok_or("the footer has no schema")?;
+        let schema = try_fb_to_schema(schema).map_err(|error| error.to_string())?;
+        let blocks = footer.recordBatches().ok_or("the footer has no batch")?;
+        if blocks.len() != 1 {
+            return Err(format!("the file has {} batches instead of one", blocks.len()));
+        }
+        let block = *blocks.get(0);
+        let index = |n: i64| usize::try_from(n).map_err(|error| error.to_string());
+        let block_start = index(block.offset())?;
+        let body_start = index(block.metaDataLength().into())
+            .ok()
+            .and_then(|len| block_start.checked_add(len))
+            .ok_or("the batch header lies beyond the end of the file")?;
+        let body_end = index(block.bodyLength())
+            .ok()
+            .and_then(|len| body_start.checked_add(len))
+            .filter(|&end| end <= footer_start)
+            .ok_or("the batch lies beyond the end of the file")?;
+        let metadata: HashMap<String, String> = (footer.custom_metadata().into_iter().flatten())
+            .filter_map(|pair| Some((pair.key()?.to_owned(), pair.value()?.to_owned())))
+            .collect();
+        let checksums = metadata.get(CHECKSUMS).ok_or("the footer has no checksums")?;
+        let checksums = serde_json::from_str(checksums).map_err(|error| error.to_string())?;
+        Ok(Self {
+            schema: Arc::new(schema),
+            version: footer.version(),
+            block,
+            block_start,
+            body_start,
+            body_end,
+            metadata,
+            checksums,
+            bytes,
+        })
+    }
+
+    fn head_crc(&self) -> u32 {
+        crc32c::crc32c(&self.bytes[..self.body_start])
+    }
+
+    fn footer_crc(&self) -> u32 {
+        crc32c::crc32c(&self.bytes[self.body_end..])
+    }
+
+    fn check(&self, entry: &SegmentEntry) -> Result<(), String> {
+        let number = |key: &str| self.metadata.get(key).and_then(|value| value.parse::<i64>().ok());
+        let format = number(FORMAT_KEY).ok_or("the footer has no format number")?;
+        if format > i64::from(FORMAT) {
+            return Err(format!(
+                "format {format} is newer than this node reads ({FORMAT}); use a newer release"
+            ));
+        }
+        for (what, offset, found, expected) in [
+            ("header", 0, self.head_crc(), entry.data.head_crc32c),
+            ("footer", self.body_end, self.footer_crc(), entry.data.footer_crc32c),
+        ] {
+            if found != expected {
+                return Err(format!(
+                    "offset {offset}: the {what} has checksum {found:08x}, the manifest says \
+                     {expected:08x}"
+                ));
+            }
+        }
+        if number(SEGMENT) != Some(entry.id) {
+            return Err(format!(
+                "the file belongs to segment {:?}, the manifest says {}",
+                number(SEGMENT),
+                entry.id
+            ));
+        }
+        Ok(())
+    }
+
+    /// Decodes and verifies a column.
+    fn column(&self, at: usize, rows: usize) -> Result<ArrayRef, String> {
+        let name = self.schema.field(at).name();
+        let message =
+            self.bytes.slice_with_length(self.block_start, self.body_end - self.block_start);
+        let batch = FileDecoder::new(Arc::clone(&self.schema), self.version)
+            .with_projection(vec![at])
+            .read_record_batch(&self.block, &message)
+            .map_err(|error| format!("column `{name}`: {error}"))?
+            .ok_or_else(|| format!("offset {}: no batch is there", self.block_start))?;
+        let column = Arc::clone(batch.column(0));
+        if column.len() != rows {
+            return Err(format!(
+                "column `{name}` has {} rows, the manifest says {rows}",
+                column.len()
+            ));
+        }
+        let crc = format!("{:08x}", column_crc(&column));
+        match self.checksums.get(name) {
+            Some(expected) if *expected == crc => Ok(column),
+            expected => Err(format!(
+                "column `{name}` (body at offset {}) has checksum {crc}, the footer says {}",
+                self.body_start,
+                expected.map_or("nothing", String::as_str)
+            )),
+        }
+    }
+}
+
+/// The manifest's entry for a data file that was just written.
+pub(super) fn describe(path: &PathBuf, file: String, len: u64) -> Result<DataFile, Error> {
+    let layout = Layout::of(map(path, len)?).map_err(|detail| Error::corrupt(path, detail))?;
+    Ok(DataFile { file, len, head_crc32c: layout.head_crc(), footer_crc32c: layout.footer_crc() })
+}
