@@ -94,9 +94,15 @@ def column(name, kind, **arm):
     valid = arm.pop("valid", [])
     dim = arm.pop("dim", 0)
     data = schema_pb.FieldData(type=int(kind), field_name=name, valid_data=valid)
-    (key, values), = arm.items()
-    if key in ("float_vector", "sparse_float_vector", "binary_vector", "float16_vector",
-               "bfloat16_vector", "int8_vector"):
+    ((key, values),) = arm.items()
+    if key in (
+        "float_vector",
+        "sparse_float_vector",
+        "binary_vector",
+        "float16_vector",
+        "bfloat16_vector",
+        "int8_vector",
+    ):
         data.vectors.dim = dim
         if key == "float_vector":
             data.vectors.float_vector.data.extend(values)
@@ -133,8 +139,11 @@ def search_request(name, vectors, limit=10, field="v", **kwargs):
     kwargs.setdefault("nq", len(vectors))
     kwargs.setdefault("use_default_consistency", True)
     return pb.SearchRequest(
-        collection_name=name, placeholder_group=floats(vectors), dsl_type=1,
-        search_params=pairs(**params), **kwargs,
+        collection_name=name,
+        placeholder_group=floats(vectors),
+        dsl_type=1,
+        search_params=pairs(**params),
+        **kwargs,
     )
 
 

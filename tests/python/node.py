@@ -41,9 +41,20 @@ class Node:
         """Starts the process and waits until it is ready."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [binary(), "serve", "--data-dir", self.data_dir, "--listen", "127.0.0.1:0",
-                 "--ops-listen", "127.0.0.1:0", *self.flags],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [
+                    binary(),
+                    "serve",
+                    "--data-dir",
+                    self.data_dir,
+                    "--listen",
+                    "127.0.0.1:0",
+                    "--ops-listen",
+                    "127.0.0.1:0",
+                    *self.flags,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 env={**os.environ, "RUST_BACKTRACE": "1"},
             )
         deadline = time.monotonic() + READY_SECONDS

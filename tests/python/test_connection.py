@@ -77,14 +77,18 @@ def test_the_database_travels_in_the_metadata(node, client, name):
 def test_a_request_may_name_the_database_itself(client, wire, name):
     client.create_database("named_db")
     schema_bytes = _schema_bytes()
-    ok(wire.CreateCollection(
-        pb.CreateCollectionRequest(db_name="named_db", collection_name=name, schema=schema_bytes)))
+    ok(
+        wire.CreateCollection(
+            pb.CreateCollectionRequest(db_name="named_db", collection_name=name, schema=schema_bytes)
+        )
+    )
     listed = ok(wire.ShowCollections(pb.ShowCollectionsRequest(db_name="named_db")))
     assert list(listed.collection_names) == [name]
     # The request goes before the metadata.
     metadata = (("dbname", "default"),)
     described = wire.DescribeCollection(
-        pb.DescribeCollectionRequest(db_name="named_db", collection_name=name), metadata=metadata)
+        pb.DescribeCollectionRequest(db_name="named_db", collection_name=name), metadata=metadata
+    )
     assert ok(described).db_name == "named_db"
     ok(wire.DropCollection(pb.DropCollectionRequest(db_name="named_db", collection_name=name)))
     client.drop_database("named_db")
@@ -105,9 +109,7 @@ def test_messages_of_many_megabytes_pass(client, name):
 
 
 @pytest.mark.parametrize("level", ["Strong", "Session", "Bounded", "Eventually"])
-def test_a_write_is_visible_at_every_consistency_level_as_soon_as_it_is_acknowledged(
-    client, name, level
-):
+def test_a_write_is_visible_at_every_consistency_level_as_soon_as_it_is_acknowledged(client, name, level):
     simple(client, name)
     for key in range(20):
         client.insert(name, [{"id": key, "v": [key, 0, 0, 0]}])
@@ -119,8 +121,13 @@ def test_a_write_is_visible_at_every_consistency_level_as_soon_as_it_is_acknowle
 def test_a_guarantee_in_the_near_future_is_not_waited_for(wire, client, name):
     simple(client, name)
     now = ok(wire.AllocTimestamp(pb.AllocTimestampRequest())).timestamp
-    request = search_request(name, [[0, 0, 0, 0]], guarantee_timestamp=now + (3_600_000 << 18),
-                             use_default_consistency=False, consistency_level=4)
+    request = search_request(
+        name,
+        [[0, 0, 0, 0]],
+        guarantee_timestamp=now + (3_600_000 << 18),
+        use_default_consistency=False,
+        consistency_level=4,
+    )
     began = time.monotonic()
     ok(wire.Search(request))
     assert time.monotonic() - began < 2

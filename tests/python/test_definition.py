@@ -1,13 +1,25 @@
 """Collections, partitions, indexes, databases (contract §4)."""
 
 import pytest
-from pymilvus import DataType, Function, FunctionType, MilvusClient
+from pymilvus import DataType, Function, FunctionType, MilvusClient, MilvusException
 
-from helpers import (KEY, assert_status, create, indexes, ok, pairs, pb, refused,
-                     schema, schema_pb, simple, vector)
-
+from helpers import (
+    KEY,
+    assert_status,
+    create,
+    indexes,
+    ok,
+    pairs,
+    pb,
+    refused,
+    schema,
+    schema_pb,
+    simple,
+    vector,
+)
 
 # ---- names (4.1)
+
 
 @pytest.mark.parametrize("bad", ["", "1abc", "a-b", "a b", "a.b", "ü", "a" * 256, "a/b", "../x"])
 def test_names_that_break_the_rule_are_refused(wire, bad):
@@ -17,8 +29,11 @@ def test_names_that_break_the_rule_are_refused(wire, bad):
 
 
 def test_the_text_of_a_bad_name(client):
-    with refused(1100, "Invalid collection name: 1x",
-                 "the first character of a collection name must be an underscore or letter"):
+    with refused(
+        1100,
+        "Invalid collection name: 1x",
+        "the first character of a collection name must be an underscore or letter",
+    ):
         client.create_collection("1x", schema=schema(KEY, vector()))
 
 
@@ -31,14 +46,16 @@ def test_names_at_the_edge_are_accepted(client, good):
 
 # ---- schemas (4.2)
 
+
 def raw_create(wire, name, *fields, **kwargs):
     body = schema_pb.CollectionSchema(name=name, fields=fields, **kwargs).SerializeToString()
     return wire.CreateCollection(pb.CreateCollectionRequest(collection_name=name, schema=body))
 
 
 def field(name, kind, params=None, **kwargs):
-    return schema_pb.FieldSchema(name=name, data_type=int(kind), type_params=pairs(**(params or {})),
-                                 **kwargs)
+    return schema_pb.FieldSchema(
+        name=name, data_type=int(kind), type_params=pairs(**(params or {})), **kwargs
+    )
 
 
 PK = field("id", DataType.INT64, is_primary_key=True)
@@ -51,8 +68,10 @@ BAD_SCHEMAS = {
     "two keys": [PK, field("b", DataType.INT64, is_primary_key=True), VEC],
     "float key": [field("id", DataType.FLOAT, is_primary_key=True), VEC],
     "nullable key": [field("id", DataType.INT64, is_primary_key=True, nullable=True), VEC],
-    "key with a default": [field("id", DataType.INT64, is_primary_key=True,
-                                 default_value=schema_pb.ValueField(long_data=1)), VEC],
+    "key with a default": [
+        field("id", DataType.INT64, is_primary_key=True, default_value=schema_pb.ValueField(long_data=1)),
+        VEC,
+    ],
     "same name twice": [PK, VEC, field("v", DataType.INT64)],
     "reserved name": [PK, VEC, field("$meta", DataType.JSON)],
     "reserved RowID": [PK, VEC, field("RowID", DataType.INT64)],
@@ -71,20 +90,43 @@ BAD_SCHEMAS = {
     "array of 4097": [PK, VEC, field("a", DataType.ARRAY, {"max_capacity": 4097}, element_type=5)],
     "array of json": [PK, VEC, field("a", DataType.ARRAY, {"max_capacity": 4}, element_type=23)],
     "array of vectors": [PK, VEC, field("a", DataType.ARRAY, {"max_capacity": 4}, element_type=101)],
-    "array of varchar without max_length":
-        [PK, VEC, field("a", DataType.ARRAY, {"max_capacity": 4}, element_type=21)],
-    "default of another type": [PK, VEC, field("n", DataType.INT64,
-                                               default_value=schema_pb.ValueField(string_data="x"))],
-    "default out of range": [PK, VEC, field("n", DataType.INT8,
-                                            default_value=schema_pb.ValueField(int_data=300))],
-    "default too long": [PK, VEC, field("t", DataType.VARCHAR, {"max_length": 2},
-                                        default_value=schema_pb.ValueField(string_data="xxx"))],
-    "default of json": [PK, VEC, field("j", DataType.JSON,
-                                       default_value=schema_pb.ValueField(bytes_data=b"{}"))],
-    "two partition keys": [PK, VEC, field("a", DataType.INT64, is_partition_key=True),
-                           field("b", DataType.INT64, is_partition_key=True)],
-    "the key as partition key": [field("id", DataType.INT64, is_primary_key=True,
-                                       is_partition_key=True), VEC],
+    "array of varchar without max_length": [
+        PK,
+        VEC,
+        field("a", DataType.ARRAY, {"max_capacity": 4}, element_type=21),
+    ],
+    "default of another type": [
+        PK,
+        VEC,
+        field("n", DataType.INT64, default_value=schema_pb.ValueField(string_data="x")),
+    ],
+    "default out of range": [
+        PK,
+        VEC,
+        field("n", DataType.INT8, default_value=schema_pb.ValueField(int_data=300)),
+    ],
+    "default too long": [
+        PK,
+        VEC,
+        field(
+            "t", DataType.VARCHAR, {"max_length": 2}, default_value=schema_pb.ValueField(string_data="xxx")
+        ),
+    ],
+    "default of json": [
+        PK,
+        VEC,
+        field("j", DataType.JSON, default_value=schema_pb.ValueField(bytes_data=b"{}")),
+    ],
+    "two partition keys": [
+        PK,
+        VEC,
+        field("a", DataType.INT64, is_partition_key=True),
+        field("b", DataType.INT64, is_partition_key=True),
+    ],
+    "the key as partition key": [
+        field("id", DataType.INT64, is_primary_key=True, is_partition_key=True),
+        VEC,
+    ],
     "float partition key": [PK, VEC, field("a", DataType.FLOAT, is_partition_key=True)],
     "nullable partition key": [PK, VEC, field("a", DataType.INT64, is_partition_key=True, nullable=True)],
     "auto id beside the key": [PK, VEC, field("a", DataType.INT64, autoID=True)],
@@ -102,7 +144,9 @@ def test_schemas_that_break_a_rule_are_refused(wire, name, fields):
 def test_texts_of_refused_schemas(wire, name):
     assert "schema does not contain vector field" in raw_create(wire, name, PK).reason
     sparse = field("s", DataType.SPARSE_FLOAT_VECTOR, {"dim": 4})
-    assert "dim should not be specified for sparse vector field s" in raw_create(wire, name, PK, sparse).reason
+    assert (
+        "dim should not be specified for sparse vector field s" in raw_create(wire, name, PK, sparse).reason
+    )
 
 
 def test_types_that_are_not_there_are_refused_with_their_name(wire, name):
@@ -124,7 +168,9 @@ def test_sixty_four_fields_fit_and_sixty_five_do_not(client, wire, name):
 
 
 def test_creating_again_is_success_only_if_nothing_differs(client, name):
-    same = lambda: schema(KEY, ("n", DataType.INT64), vector())
+    def same():
+        return schema(KEY, ("n", DataType.INT64), vector())
+
     client.create_collection(name, schema=same())
     client.create_collection(name, schema=same())
     with refused(1100, "create duplicate collection with different parameters"):
@@ -150,6 +196,7 @@ def test_auto_ids_are_given_by_the_server(client, name, kind, options):
 
 # ---- what describe tells (4.3)
 
+
 def test_describe_tells_what_was_declared(client, name):
     declared = schema(
         ("id", DataType.VARCHAR, {"max_length": 40, "description": "the key"}),
@@ -157,9 +204,13 @@ def test_describe_tells_what_was_declared(client, name):
         ("a", DataType.ARRAY, {"element_type": DataType.VARCHAR, "max_capacity": 7, "max_length": 9}),
         ("d", DataType.DOUBLE, {"default_value": 1.5}),
         ("p", DataType.INT64, {"is_partition_key": True}),
-        vector(16), dynamic=True, description="what it is")
-    client.create_collection(name, schema=declared, num_partitions=8, num_shards=2,
-                             properties={"my.key": "my value"})
+        vector(16),
+        dynamic=True,
+        description="what it is",
+    )
+    client.create_collection(
+        name, schema=declared, num_partitions=8, num_shards=2, properties={"my.key": "my value"}
+    )
     found = client.describe_collection(name)
     assert found["collection_name"] == name and found["description"] == "what it is"
     assert [f["name"] for f in found["fields"]] == ["id", "z", "a", "d", "p", "v"]
@@ -189,6 +240,7 @@ def test_fields_are_numbered_from_100_in_order(wire, client, name):
 
 # ---- partitions (4.4)
 
+
 def test_partitions_hold_their_own_rows(client, name):
     simple(client, name)
     assert client.list_partitions(name) == ["_default"]
@@ -198,8 +250,10 @@ def test_partitions_hold_their_own_rows(client, name):
     client.insert(name, [{"id": 1, "v": [1, 0, 0, 0]}])
     client.insert(name, [{"id": 2, "v": [2, 0, 0, 0]}], partition_name="p-1")
     assert client.has_partition(name, "p-1") and not client.has_partition(name, "p-2")
+
     def found(*partitions):
         return {h.id for h in client.search(name, [[0] * 4], partition_names=list(partitions))[0]}
+
     assert found("p-1") == {2} and found("_default") == {1} and found() == {1, 2}
     assert [r["id"] for r in client.query(name, "id > 0", partition_names=["p-1"])] == [2]
     client.delete(name, filter="id > 0", partition_name="p-1")
@@ -235,8 +289,13 @@ def test_rows_go_with_their_partition(client, name):
 
 
 def test_with_a_partition_key_the_server_chooses_the_partition(client, name):
-    create(client, name, schema(KEY, ("tenant", DataType.VARCHAR, {"max_length": 9, "is_partition_key": True}),
-                                vector()), ("v", "FLAT", "L2"), num_partitions=4)
+    create(
+        client,
+        name,
+        schema(KEY, ("tenant", DataType.VARCHAR, {"max_length": 9, "is_partition_key": True}), vector()),
+        ("v", "FLAT", "L2"),
+        num_partitions=4,
+    )
     client.insert(name, [{"id": i, "tenant": f"t{i % 7}", "v": [i, 0, 0, 0]} for i in range(70)])
     assert client.list_partitions(name) == [f"_default_{i}" for i in range(4)]
     rows = client.query(name, 'tenant == "t3"', output_fields=["tenant"])
@@ -253,6 +312,7 @@ def test_with_a_partition_key_the_server_chooses_the_partition(client, name):
 
 
 # ---- aliases, databases, rename (4.5)
+
 
 @pytest.fixture
 def alias(client, name):
@@ -358,11 +418,21 @@ def test_the_same_name_in_two_databases_is_two_collections(node, client, name):
 
 # ---- indexes (4.7)
 
+
 def test_what_an_index_was_asked_to_be_is_reported_back(client, name):
     client.create_collection(name, schema=schema(KEY, ("t", DataType.VARCHAR, {"max_length": 9}), vector()))
-    client.create_index(name, indexes({
-        "field_name": "v", "index_type": "HNSW", "metric_type": "IP", "index_name": "mine",
-        "params": {"M": 16, "efConstruction": 100}}))
+    client.create_index(
+        name,
+        indexes(
+            {
+                "field_name": "v",
+                "index_type": "HNSW",
+                "metric_type": "IP",
+                "index_name": "mine",
+                "params": {"M": 16, "efConstruction": 100},
+            }
+        ),
+    )
     client.create_index(name, indexes({"field_name": "t", "index_type": "INVERTED"}))
     found = client.describe_index(name, "mine")
     assert (found["index_type"], found["metric_type"], found["field_name"]) == ("HNSW", "IP", "v")
@@ -375,16 +445,29 @@ def test_what_an_index_was_asked_to_be_is_reported_back(client, name):
 
 def test_params_of_an_index_may_come_as_json(wire, client, name):
     client.create_collection(name, schema=schema(KEY, vector()))
-    assert_status(wire.CreateIndex(pb.CreateIndexRequest(
-        collection_name=name, field_name="v",
-        extra_params=pairs(index_type="HNSW", metric_type="L2", params='{"M": 8, "efConstruction": "64"}'))), 0)
+    assert_status(
+        wire.CreateIndex(
+            pb.CreateIndexRequest(
+                collection_name=name,
+                field_name="v",
+                extra_params=pairs(
+                    index_type="HNSW", metric_type="L2", params='{"M": 8, "efConstruction": "64"}'
+                ),
+            )
+        ),
+        0,
+    )
     found = client.describe_index(name, "v")
     assert (str(found["M"]), str(found["efConstruction"])) == ("8", "64")
 
 
 def test_no_type_means_autoindex_and_no_metric_the_default(wire, client, name):
-    create(client, name, schema(KEY, vector(), ("s", DataType.SPARSE_FLOAT_VECTOR),
-                                ("b", DataType.BINARY_VECTOR, {"dim": 8})), load=False)
+    create(
+        client,
+        name,
+        schema(KEY, vector(), ("s", DataType.SPARSE_FLOAT_VECTOR), ("b", DataType.BINARY_VECTOR, {"dim": 8})),
+        load=False,
+    )
     for field in "vsb":
         assert_status(wire.CreateIndex(pb.CreateIndexRequest(collection_name=name, field_name=field)), 0)
     found = {f: client.describe_index(name, f) for f in "vsb"}
@@ -392,10 +475,17 @@ def test_no_type_means_autoindex_and_no_metric_the_default(wire, client, name):
     assert [found[f]["metric_type"] for f in "vsb"] == ["COSINE", "IP", "HAMMING"]
 
 
-@pytest.mark.parametrize("kind, metric", [
-    ("FLAT", "HAMMING"), ("FLAT", "BM25"), ("FLAT", "NOPE"), ("BIN_FLAT", "L2"), ("NOPE", "L2"),
-    ("SPARSE_INVERTED_INDEX", "IP"),
-])
+@pytest.mark.parametrize(
+    "kind, metric",
+    [
+        ("FLAT", "HAMMING"),
+        ("FLAT", "BM25"),
+        ("FLAT", "NOPE"),
+        ("BIN_FLAT", "L2"),
+        ("NOPE", "L2"),
+        ("SPARSE_INVERTED_INDEX", "IP"),
+    ],
+)
 def test_an_index_that_does_not_fit_the_field_is_refused(client, name, kind, metric):
     client.create_collection(name, schema=schema(KEY, vector()))
     with refused(1100):
@@ -409,8 +499,11 @@ def test_index_rules(client, name):
     with refused(1100, "at most one distinct index is allowed per field"):
         client.create_index(name, indexes(("v", "HNSW", "L2")), sync=False)
     with refused(1100, "already exist"):
-        client.create_index(name, indexes({"field_name": "w", "index_name": "v", "index_type": "FLAT",
-                                           "metric_type": "L2"}), sync=False)
+        client.create_index(
+            name,
+            indexes({"field_name": "w", "index_name": "v", "index_type": "FLAT", "metric_type": "L2"}),
+            sync=False,
+        )
     with refused(1100, "cannot create index on non-exist field: nope"):
         client.create_index(name, indexes(("nope", "FLAT", "L2")), sync=False)
     client.drop_index(name, "v")
@@ -427,16 +520,38 @@ def test_a_vector_index_cannot_be_dropped_while_loaded(client, name):
 
 
 def test_scalar_index_names_of_all_kinds_are_accepted(client, name):
-    create(client, name, schema(KEY, ("t", DataType.VARCHAR, {"max_length": 9}), ("n", DataType.INT64),
-                                ("b", DataType.BOOL), ("j", DataType.JSON), vector()), ("v", "FLAT", "L2"))
+    create(
+        client,
+        name,
+        schema(
+            KEY,
+            ("t", DataType.VARCHAR, {"max_length": 9}),
+            ("n", DataType.INT64),
+            ("b", DataType.BOOL),
+            ("j", DataType.JSON),
+            vector(),
+        ),
+        ("v", "FLAT", "L2"),
+    )
     for field, kind in (("t", "Trie"), ("n", "STL_SORT"), ("b", "BITMAP")):
         client.create_index(name, indexes({"field_name": field, "index_type": kind}), sync=False)
         assert client.describe_index(name, field)["index_type"] == kind
-    client.create_index(name, indexes({
-        "field_name": "j", "index_type": "INVERTED", "index_name": "jx",
-        "params": {"json_path": 'j["x"]', "json_cast_type": "double"}}), sync=False)
+    client.create_index(
+        name,
+        indexes(
+            {
+                "field_name": "j",
+                "index_type": "INVERTED",
+                "index_name": "jx",
+                "params": {"json_path": 'j["x"]', "json_cast_type": "double"},
+            }
+        ),
+        sync=False,
+    )
     assert client.describe_index(name, "jx")["json_path"] == 'j["x"]'
-    client.insert(name, [{"id": i, "t": f"t{i}", "n": i, "b": i > 1, "j": {"x": i}, "v": [0] * 4} for i in range(4)])
+    client.insert(
+        name, [{"id": i, "t": f"t{i}", "n": i, "b": i > 1, "j": {"x": i}, "v": [0] * 4} for i in range(4)]
+    )
     for filter in ('t == "t2"', "n == 2", 'j["x"] == 2'):
         assert [r["id"] for r in client.query(name, filter)] == [2]
     client.drop_index(name, "n")
@@ -444,6 +559,7 @@ def test_scalar_index_names_of_all_kinds_are_accepted(client, name):
 
 
 # ---- load and release (4.8)
+
 
 def test_load_needs_an_index_and_search_needs_load(client, name):
     client.create_collection(name, schema=schema(KEY, vector()))
@@ -501,12 +617,22 @@ def test_more_replicas_than_nodes_are_refused(client, name):
 
 def test_a_function_declared_wrongly_is_refused(client, name):
     fields = [KEY, ("t", DataType.VARCHAR, {"max_length": 99}), vector(64)]
-    ghost = Function(name="f", function_type=FunctionType.TEXTEMBEDDING, input_field_names=["ghost"],
-                     output_field_names=["v"], params={"provider": "bge-m3"})
-    with pytest.raises(Exception):
+    ghost = Function(
+        name="f",
+        function_type=FunctionType.TEXTEMBEDDING,
+        input_field_names=["ghost"],
+        output_field_names=["v"],
+        params={"provider": "bge-m3"},
+    )
+    with pytest.raises(MilvusException):
         client.create_collection(name, schema=schema(*fields, functions=[ghost]))
-    wrong = Function(name="f", function_type=FunctionType.TEXTEMBEDDING, input_field_names=["t"],
-                     output_field_names=["v"], params={"provider": "no_such_provider"})
+    wrong = Function(
+        name="f",
+        function_type=FunctionType.TEXTEMBEDDING,
+        input_field_names=["t"],
+        output_field_names=["v"],
+        params={"provider": "no_such_provider"},
+    )
     with refused(1100, "unsupported text embedding service provider: [no_such_provider]"):
         client.create_collection(name, schema=schema(*fields, functions=[wrong]))
 

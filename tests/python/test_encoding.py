@@ -4,9 +4,24 @@ import numpy as np
 import pytest
 from pymilvus import DataType
 
-from helpers import (KEY, assert_status, column, create, floats, ok, pairs, pb,
-                     placeholder, refused, schema, schema_pb, search_request, simple, sparse_bytes,
-                     vector)
+from helpers import (
+    KEY,
+    assert_status,
+    column,
+    create,
+    floats,
+    ok,
+    pairs,
+    pb,
+    placeholder,
+    refused,
+    schema,
+    schema_pb,
+    search_request,
+    simple,
+    sparse_bytes,
+    vector,
+)
 
 SCALARS = [
     ("b", DataType.BOOL, True),
@@ -35,20 +50,31 @@ OPTIONS = {
 
 
 def scalar_fields(nullable=False):
-    return [(n, kind, {**OPTIONS.get(n, {}), **({"nullable": True} if nullable else {})})
-            for n, kind, _ in SCALARS]
+    return [
+        (n, kind, {**OPTIONS.get(n, {}), **({"nullable": True} if nullable else {})})
+        for n, kind, _ in SCALARS
+    ]
 
 
 def raw_insert(wire, name, rows, *columns, upsert=False):
     request = (pb.UpsertRequest if upsert else pb.InsertRequest)(
-        collection_name=name, fields_data=columns, num_rows=rows)
+        collection_name=name, fields_data=columns, num_rows=rows
+    )
     return (wire.Upsert if upsert else wire.Insert)(request)
 
 
 def raw_query(wire, name, expr, fields, **params):
-    return ok(wire.Query(pb.QueryRequest(
-        collection_name=name, expr=expr, output_fields=fields, use_default_consistency=True,
-        query_params=pairs(**params))))
+    return ok(
+        wire.Query(
+            pb.QueryRequest(
+                collection_name=name,
+                expr=expr,
+                output_fields=fields,
+                use_default_consistency=True,
+                query_params=pairs(**params),
+            )
+        )
+    )
 
 
 def by_name(answer):
@@ -72,10 +98,12 @@ def test_every_scalar_type_comes_back_as_it_went_in(client, name, flushed):
 def test_nulls_of_every_scalar_type_come_back_as_nulls(client, name, flushed):
     create(client, name, schema(KEY, *scalar_fields(nullable=True), vector()), ("v", "FLAT", "L2"))
     row = {n: value for n, _, value in SCALARS}
-    rows = [{"id": 1, **row, "v": [1, 0, 0, 0]},
-            {"id": 2, **dict.fromkeys(row), "v": [2, 0, 0, 0]},
-            {"id": 3, "v": [3, 0, 0, 0]},
-            {"id": 4, **row, "v": [4, 0, 0, 0]}]
+    rows = [
+        {"id": 1, **row, "v": [1, 0, 0, 0]},
+        {"id": 2, **dict.fromkeys(row), "v": [2, 0, 0, 0]},
+        {"id": 3, "v": [3, 0, 0, 0]},
+        {"id": 4, **row, "v": [4, 0, 0, 0]},
+    ]
     client.insert(name, rows)
     if flushed:
         client.flush(name)
@@ -89,13 +117,19 @@ def test_nulls_of_every_scalar_type_come_back_as_nulls(client, name, flushed):
 
 # ---- nulls on the wire: the asymmetric rule (3.2)
 
+
 def test_golden_bytes_of_a_compact_request_and_a_dense_answer_of_scalars(wire, client, name):
     simple(client, name, extra=[("n", DataType.INT64, {"nullable": True})])
-    ok(raw_insert(
-        wire, name, 4,
-        column("id", DataType.INT64, long_data=[1, 2, 3, 4]),
-        column("n", DataType.INT64, long_data=[10, 40], valid=[True, False, False, True]),
-        column("v", DataType.FLOAT_VECTOR, float_vector=range(16), dim=4)))
+    ok(
+        raw_insert(
+            wire,
+            name,
+            4,
+            column("id", DataType.INT64, long_data=[1, 2, 3, 4]),
+            column("n", DataType.INT64, long_data=[10, 40], valid=[True, False, False, True]),
+            column("v", DataType.FLOAT_VECTOR, float_vector=range(16), dim=4),
+        )
+    )
     answer = by_name(raw_query(wire, name, "id > 0", ["n"]))["n"]
     assert list(answer.valid_data) == [True, False, False, True]
     assert answer.SerializeToString(deterministic=True)[:2] == b"\x08\x05"  # type 5, INT64
@@ -105,14 +139,25 @@ def test_golden_bytes_of_a_compact_request_and_a_dense_answer_of_scalars(wire, c
 
 
 def test_golden_bytes_of_compact_vectors_both_ways(wire, client, name):
-    create(client, name, schema(KEY, vector(2), vector(2, "w", nullable=True)),
-           ("v", "FLAT", "L2"), ("w", "FLAT", "L2"))
-    ok(raw_insert(
-        wire, name, 4,
-        column("id", DataType.INT64, long_data=[1, 2, 3, 4]),
-        column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 8, dim=2),
-        column("w", DataType.FLOAT_VECTOR, float_vector=[1, 2, 7, 8], dim=2,
-               valid=[True, False, False, True])))
+    create(
+        client,
+        name,
+        schema(KEY, vector(2), vector(2, "w", nullable=True)),
+        ("v", "FLAT", "L2"),
+        ("w", "FLAT", "L2"),
+    )
+    ok(
+        raw_insert(
+            wire,
+            name,
+            4,
+            column("id", DataType.INT64, long_data=[1, 2, 3, 4]),
+            column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 8, dim=2),
+            column(
+                "w", DataType.FLOAT_VECTOR, float_vector=[1, 2, 7, 8], dim=2, valid=[True, False, False, True]
+            ),
+        )
+    )
     answer = by_name(raw_query(wire, name, "id > 0", ["w"]))["w"]
     assert list(answer.valid_data) == [True, False, False, True]
     assert answer.vectors.dim == 2
@@ -124,16 +169,25 @@ def test_golden_bytes_of_compact_vectors_both_ways(wire, client, name):
 
 
 def test_a_dense_request_of_other_clients_is_understood(wire, client, name):
-    create(client, name, schema(KEY, vector(2), vector(2, "w", nullable=True),
-                                ("n", DataType.INT64, {"nullable": True})), ("v", "FLAT", "L2"),
-           ("w", "FLAT", "L2"))
+    create(
+        client,
+        name,
+        schema(KEY, vector(2), vector(2, "w", nullable=True), ("n", DataType.INT64, {"nullable": True})),
+        ("v", "FLAT", "L2"),
+        ("w", "FLAT", "L2"),
+    )
     valid = [True, False, True]
-    ok(raw_insert(
-        wire, name, 3,
-        column("id", DataType.INT64, long_data=[1, 2, 3]),
-        column("n", DataType.INT64, long_data=[10, 0, 30], valid=valid),
-        column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 6, dim=2),
-        column("w", DataType.FLOAT_VECTOR, float_vector=[1, 1, 0, 0, 3, 3], dim=2, valid=valid)))
+    ok(
+        raw_insert(
+            wire,
+            name,
+            3,
+            column("id", DataType.INT64, long_data=[1, 2, 3]),
+            column("n", DataType.INT64, long_data=[10, 0, 30], valid=valid),
+            column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 6, dim=2),
+            column("w", DataType.FLOAT_VECTOR, float_vector=[1, 1, 0, 0, 3, 3], dim=2, valid=valid),
+        )
+    )
     rows = client.query(name, "id > 0", output_fields=["n", "w"])
     assert [(r["n"], r["w"]) for r in rows] == [(10, [1, 1]), (None, None), (30, [3, 3])]
 
@@ -141,31 +195,51 @@ def test_a_dense_request_of_other_clients_is_understood(wire, client, name):
 def test_a_column_of_another_length_than_rows_or_valid_rows_is_refused(wire, client, name):
     simple(client, name, extra=[("n", DataType.INT64, {"nullable": True})])
     answer = raw_insert(
-        wire, name, 3,
+        wire,
+        name,
+        3,
         column("id", DataType.INT64, long_data=[1, 2, 3]),
         column("n", DataType.INT64, long_data=[1, 2, 3, 4], valid=[True, False, True]),
-        column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 12, dim=4))
+        column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 12, dim=4),
+    )
     assert_status(answer.status, 1100, None, "num_rows", "n")
 
 
 def test_a_default_is_used_where_a_row_is_not_valid_and_goes_before_null(client, name):
-    simple(client, name, extra=[
-        ("a", DataType.INT64, {"default_value": 5}),
-        ("b", DataType.VARCHAR, {"max_length": 9, "default_value": "dflt", "nullable": True}),
-        ("c", DataType.BOOL, {"nullable": True}),
-    ])
-    client.insert(name, [{"id": 1, "v": [0] * 4}, {"id": 2, "a": 6, "b": "x", "c": True, "v": [0] * 4},
-                         {"id": 3, "a": None, "b": None, "c": None, "v": [0] * 4}])
+    simple(
+        client,
+        name,
+        extra=[
+            ("a", DataType.INT64, {"default_value": 5}),
+            ("b", DataType.VARCHAR, {"max_length": 9, "default_value": "dflt", "nullable": True}),
+            ("c", DataType.BOOL, {"nullable": True}),
+        ],
+    )
+    client.insert(
+        name,
+        [
+            {"id": 1, "v": [0] * 4},
+            {"id": 2, "a": 6, "b": "x", "c": True, "v": [0] * 4},
+            {"id": 3, "a": None, "b": None, "c": None, "v": [0] * 4},
+        ],
+    )
     rows = client.query(name, "id > 0", output_fields=["a", "b", "c"])
-    assert [(r["a"], r["b"], r["c"]) for r in rows] == [
-        (5, "dflt", None), (6, "x", True), (5, "dflt", None)]
+    assert [(r["a"], r["b"], r["c"]) for r in rows] == [(5, "dflt", None), (6, "x", True), (5, "dflt", None)]
 
 
-@pytest.mark.parametrize("default, kind, options", [
-    (True, DataType.BOOL, {}), (-5, DataType.INT8, {}), (300, DataType.INT16, {}),
-    (70_000, DataType.INT32, {}), (2**40, DataType.INT64, {}), (0.5, DataType.FLOAT, {}),
-    (0.1, DataType.DOUBLE, {}), ("é", DataType.VARCHAR, {"max_length": 5}),
-])
+@pytest.mark.parametrize(
+    "default, kind, options",
+    [
+        (True, DataType.BOOL, {}),
+        (-5, DataType.INT8, {}),
+        (300, DataType.INT16, {}),
+        (70_000, DataType.INT32, {}),
+        (2**40, DataType.INT64, {}),
+        (0.5, DataType.FLOAT, {}),
+        (0.1, DataType.DOUBLE, {}),
+        ("é", DataType.VARCHAR, {"max_length": 5}),
+    ],
+)
 def test_defaults_of_every_type(client, name, default, kind, options):
     simple(client, name, extra=[("x", kind, {"default_value": default, **options})])
     client.insert(name, [{"id": 1, "v": [0] * 4}])
@@ -175,12 +249,13 @@ def test_defaults_of_every_type(client, name, default, kind, options):
 # ---- sparse rows (3.3)
 
 SPARSE = {0: 0.5, 7: 2.0, 4_294_967_294: 1.0}
-GOLDEN_SPARSE = bytes.fromhex("000000000000003f" "0700000000000040" "feffffff0000803f")
+GOLDEN_SPARSE = bytes.fromhex("000000000000003f0700000000000040feffffff0000803f")
 
 
 def sparse_collection(client, name):
-    create(client, name, schema(KEY, ("s", DataType.SPARSE_FLOAT_VECTOR)),
-           ("s", "SPARSE_INVERTED_INDEX", "IP"))
+    create(
+        client, name, schema(KEY, ("s", DataType.SPARSE_FLOAT_VECTOR)), ("s", "SPARSE_INVERTED_INDEX", "IP")
+    )
 
 
 def test_golden_bytes_of_a_sparse_row(wire, client, name):
@@ -194,18 +269,33 @@ def test_golden_bytes_of_a_sparse_row(wire, client, name):
 
 def test_an_unsorted_sparse_row_is_sorted_and_a_double_index_refused(wire, client, name):
     sparse_collection(client, name)
-    records = [GOLDEN_SPARSE[i:i + 8] for i in (16, 0, 8)]
-    ok(raw_insert(
-        wire, name, 1, column("id", DataType.INT64, long_data=[1]),
-        column("s", DataType.SPARSE_FLOAT_VECTOR, sparse_float_vector=[b"".join(records)], dim=8)))
+    records = [GOLDEN_SPARSE[i : i + 8] for i in (16, 0, 8)]
+    ok(
+        raw_insert(
+            wire,
+            name,
+            1,
+            column("id", DataType.INT64, long_data=[1]),
+            column("s", DataType.SPARSE_FLOAT_VECTOR, sparse_float_vector=[b"".join(records)], dim=8),
+        )
+    )
     data = by_name(raw_query(wire, name, "id == 1", ["s"]))["s"].vectors
     assert list(data.sparse_float_vector.contents) == [GOLDEN_SPARSE]
     twice = GOLDEN_SPARSE[:8] * 2
-    for bad in (twice, GOLDEN_SPARSE[:7], bytes.fromhex("ffffffff0000803f"),
-                bytes.fromhex("010000000000c07f"), bytes.fromhex("010000000000807f")):
+    for bad in (
+        twice,
+        GOLDEN_SPARSE[:7],
+        bytes.fromhex("ffffffff0000803f"),
+        bytes.fromhex("010000000000c07f"),
+        bytes.fromhex("010000000000807f"),
+    ):
         answer = raw_insert(
-            wire, name, 1, column("id", DataType.INT64, long_data=[2]),
-            column("s", DataType.SPARSE_FLOAT_VECTOR, sparse_float_vector=[bad], dim=8))
+            wire,
+            name,
+            1,
+            column("id", DataType.INT64, long_data=[2]),
+            column("s", DataType.SPARSE_FLOAT_VECTOR, sparse_float_vector=[bad], dim=8),
+        )
         assert_status(answer.status, 1100)
     assert client.query(name, "id == 2") == []
 
@@ -220,15 +310,20 @@ def test_an_empty_sparse_row_is_legal_and_never_a_hit(client, name):
 
 # ---- the dynamic field (3.4)
 
+
 def test_dynamic_keys_come_and_go_as_columns(wire, client, name):
     simple(client, name, extra=[("n", DataType.INT64)], dynamic=True)
-    client.insert(name, [{"id": 1, "n": 5, "v": [0] * 4, "color": "red", "deep": {"a": [1, 2]}},
-                         {"id": 2, "n": 6, "v": [1] * 4}])
+    client.insert(
+        name,
+        [
+            {"id": 1, "n": 5, "v": [0] * 4, "color": "red", "deep": {"a": [1, 2]}},
+            {"id": 2, "n": 6, "v": [1] * 4},
+        ],
+    )
     rows = client.query(name, "id > 0", output_fields=["*"])
     assert rows[0]["color"] == "red" and rows[0]["deep"] == {"a": [1, 2]}
     assert "color" not in rows[1] and "$meta" not in rows[1]
-    assert client.query(name, 'color == "red"', output_fields=["color"]) == [
-        {"id": 1, "color": "red"}]
+    assert client.query(name, 'color == "red"', output_fields=["color"]) == [{"id": 1, "color": "red"}]
     answer = raw_query(wire, name, "id == 1", ["color"])
     meta = by_name(answer)["$meta"]
     assert meta.is_dynamic and meta.type == DataType.JSON
@@ -241,8 +336,16 @@ def test_dynamic_columns_of_clients_that_leave_the_name_empty(wire, client, name
     simple(client, name, dynamic=True)
     meta = column("", DataType.JSON, json_data=[b'{"k":1}'])
     meta.is_dynamic = True
-    ok(raw_insert(wire, name, 1, column("id", DataType.INT64, long_data=[1]),
-                  column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 4, dim=4), meta))
+    ok(
+        raw_insert(
+            wire,
+            name,
+            1,
+            column("id", DataType.INT64, long_data=[1]),
+            column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 4, dim=4),
+            meta,
+        )
+    )
     assert client.query(name, "k == 1", output_fields=["k"]) == [{"id": 1, "k": 1}]
 
 
@@ -251,16 +354,23 @@ def test_dynamic_columns_hold_objects_without_the_names_of_fields(wire, client, 
     simple(client, name, dynamic=True)
     meta = column("$meta", DataType.JSON, json_data=[json])
     meta.is_dynamic = True
-    answer = raw_insert(wire, name, 1, column("id", DataType.INT64, long_data=[1]),
-                        column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 4, dim=4), meta)
+    answer = raw_insert(
+        wire,
+        name,
+        1,
+        column("id", DataType.INT64, long_data=[1]),
+        column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 4, dim=4),
+        meta,
+    )
     assert_status(answer.status, 1100)
 
 
 # ---- query vectors (3.6)
 
+
 def test_golden_bytes_of_a_placeholder_group():
     group = floats([[1.0, -2.0]])
-    assert group == bytes.fromhex("0a10" "0a022430" "1065" "1a08" "0000803f" "000000c0")
+    assert group == bytes.fromhex("0a100a02243010651a080000803f000000c0")
 
 
 def test_queries_without_a_count_are_counted(wire, client, name):
@@ -281,13 +391,16 @@ def test_float_queries_search_half_precision_fields(client, name):
     assert hits[0].id == 7
 
 
-@pytest.mark.parametrize("kind, value, text", [
-    (101, b"\0" * 12, "dimension"),
-    (104, GOLDEN_SPARSE, ""),
-    (100, b"\0", ""),
-    (21, b"words", ""),
-    (5, b"\0" * 8, ""),
-])
+@pytest.mark.parametrize(
+    "kind, value, text",
+    [
+        (101, b"\0" * 12, "dimension"),
+        (104, GOLDEN_SPARSE, ""),
+        (100, b"\0", ""),
+        (21, b"words", ""),
+        (5, b"\0" * 8, ""),
+    ],
+)
 def test_a_query_of_another_kind_than_the_field_is_refused(wire, client, name, kind, value, text):
     simple(client, name)
     request = search_request(name, [[0] * 4])
@@ -305,13 +418,13 @@ def test_search_by_primary_keys(client, name):
 
 
 def test_search_by_text_keys(client, name):
-    create(client, name, schema(("id", DataType.VARCHAR, {"max_length": 9}), vector()),
-           ("v", "FLAT", "L2"))
+    create(client, name, schema(("id", DataType.VARCHAR, {"max_length": 9}), vector()), ("v", "FLAT", "L2"))
     client.insert(name, [{"id": f"k{i}", "v": [i, 0, 0, 0]} for i in range(10)])
     assert client.search(name, ids=["k5"], limit=1, anns_field="v")[0][0].id == "k5"
 
 
 # ---- results (3.10–3.12)
+
 
 def test_layout_of_search_results(wire, client, name):
     simple(client, name, extra=[("n", DataType.INT64)])
@@ -340,8 +453,10 @@ def test_a_search_without_hits_still_has_its_shape(wire, client, name):
 
 def test_layout_of_a_mutation_result(wire, client, name):
     simple(client, name)
-    columns = (column("id", DataType.INT64, long_data=[5, 3, 4]),
-               column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 12, dim=4))
+    columns = (
+        column("id", DataType.INT64, long_data=[5, 3, 4]),
+        column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 12, dim=4),
+    )
     answer = ok(raw_insert(wire, name, 3, *columns))
     assert list(answer.IDs.int_id.data) == [5, 3, 4]
     assert list(answer.succ_index) == [0, 1, 2] and not answer.err_index
@@ -351,11 +466,16 @@ def test_layout_of_a_mutation_result(wire, client, name):
 
 
 def test_keys_of_both_kinds_choose_their_arm(wire, client, name):
-    create(client, name, schema(("id", DataType.VARCHAR, {"max_length": 9}), vector()),
-           ("v", "FLAT", "L2"))
-    answer = ok(raw_insert(
-        wire, name, 1, column("id", DataType.VARCHAR, string_data=["a"]),
-        column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 4, dim=4)))
+    create(client, name, schema(("id", DataType.VARCHAR, {"max_length": 9}), vector()), ("v", "FLAT", "L2"))
+    answer = ok(
+        raw_insert(
+            wire,
+            name,
+            1,
+            column("id", DataType.VARCHAR, string_data=["a"]),
+            column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 4, dim=4),
+        )
+    )
     assert list(answer.IDs.str_id.data) == ["a"]
     data = ok(wire.Search(search_request(name, [[0] * 4], dsl='id == "none"'))).results
     assert data.ids.WhichOneof("id_field") == "str_id"
@@ -364,8 +484,12 @@ def test_keys_of_both_kinds_choose_their_arm(wire, client, name):
 def test_key_value_parameters_may_come_flat_nested_or_both(wire, client, name):
     simple(client, name)
     client.insert(name, [{"id": i, "v": [i, 0, 0, 0]} for i in range(9)])
-    for params in ({"params": '{"radius": "10"}'}, {"params": '{"radius": 10, "nprobe": "7"}'},
-                   {"radius": 10}, {"params": "", "radius": "10.0", "unheard_of": "x"}):
+    for params in (
+        {"params": '{"radius": "10"}'},
+        {"params": '{"radius": 10, "nprobe": "7"}'},
+        {"radius": 10},
+        {"params": "", "radius": "10.0", "unheard_of": "x"},
+    ):
         data = ok(wire.Search(search_request(name, [[0] * 4], params=params))).results
         assert list(data.scores) == [0, 1, 4, 9], params
     bad = wire.Search(search_request(name, [[0] * 4], params={"params": "{"}))
@@ -373,12 +497,24 @@ def test_key_value_parameters_may_come_flat_nested_or_both(wire, client, name):
 
 
 def test_template_values_of_every_kind(wire, client, name):
-    simple(client, name, extra=[("t", DataType.VARCHAR, {"max_length": 9}), ("d", DataType.DOUBLE),
-                                ("b", DataType.BOOL), ("j", DataType.JSON)])
-    client.insert(name, [{"id": i, "t": f"t{i}", "d": i / 2, "b": i % 2 == 0, "j": {"x": i},
-                          "v": [0] * 4} for i in range(6)])
+    simple(
+        client,
+        name,
+        extra=[
+            ("t", DataType.VARCHAR, {"max_length": 9}),
+            ("d", DataType.DOUBLE),
+            ("b", DataType.BOOL),
+            ("j", DataType.JSON),
+        ],
+    )
+    client.insert(
+        name,
+        [{"id": i, "t": f"t{i}", "d": i / 2, "b": i % 2 == 0, "j": {"x": i}, "v": [0] * 4} for i in range(6)],
+    )
+
     def found(expr, **params):
         return [r["id"] for r in client.query(name, expr, filter_params=params, output_fields=["id"])]
+
     assert found("id == {x}", x=3) == [3]
     assert found("d > {x}", x=1.9) == [4, 5]
     assert found("t == {x}", x="t1") == [1]
@@ -407,9 +543,12 @@ def test_what_newer_clients_send_for_nulls_is_read(wire, client, name):
     field = schema_pb.FieldData(type=5, field_name="n").SerializeToString()
     field += b"\x1a" + bytes([len(inner)]) + inner
     request = pb.InsertRequest(
-        collection_name=name, num_rows=3,
-        fields_data=[column("id", DataType.INT64, long_data=[1, 2, 3]),
-                     column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 12, dim=4)],
+        collection_name=name,
+        num_rows=3,
+        fields_data=[
+            column("id", DataType.INT64, long_data=[1, 2, 3]),
+            column("v", DataType.FLOAT_VECTOR, float_vector=[0] * 12, dim=4),
+        ],
     ).SerializeToString()
     request += b"\x2a" + bytes([len(field)]) + field
     ok(wire.Insert(pb.InsertRequest.FromString(request)))

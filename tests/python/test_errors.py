@@ -23,10 +23,13 @@ def test_a_missing_collection_has_one_code_everywhere(wire):
         "load": wire.LoadCollection(pb.LoadCollectionRequest(collection_name=name)),
         "release": wire.ReleaseCollection(pb.ReleaseCollectionRequest(collection_name=name)),
         "index": wire.CreateIndex(pb.CreateIndexRequest(collection_name=name, field_name="v")),
-        "partition": wire.CreatePartition(pb.CreatePartitionRequest(collection_name=name, partition_name="p")),
+        "partition": wire.CreatePartition(
+            pb.CreatePartitionRequest(collection_name=name, partition_name="p")
+        ),
         "partitions": wire.ShowPartitions(pb.ShowPartitionsRequest(collection_name=name)).status,
         "statistics": wire.GetCollectionStatistics(
-            pb.GetCollectionStatisticsRequest(collection_name=name)).status,
+            pb.GetCollectionStatisticsRequest(collection_name=name)
+        ).status,
         "flush": wire.Flush(pb.FlushRequest(collection_names=[name])).status,
         "rename": wire.RenameCollection(pb.RenameCollectionRequest(oldName=name, newName="other")),
         "alias": wire.CreateAlias(pb.CreateAliasRequest(collection_name=name, alias="some_alias")),
@@ -77,9 +80,13 @@ def test_the_schema_mismatch_has_both_numbers(wire, client, name):
 def test_texts_that_tests_of_others_match_on(client, name):
     create(client, name, schema(KEY, vector(128)), ("v", "FLAT", "L2"))
     client.insert(name, [{"id": 1, "v": np.zeros(128).tolist()}])
-    with pytest.raises(MilvusException, match="vector dimension mismatch, expected vector size\\(byte\\) 512, actual 256"):
+    with pytest.raises(
+        MilvusException, match="vector dimension mismatch, expected vector size\\(byte\\) 512, actual 256"
+    ):
         client.search(name, [[0] * 64])
-    with pytest.raises(MilvusException, match="metric type not match: invalid parameter\\[expected=L2\\]\\[actual=IP\\]"):
+    with pytest.raises(
+        MilvusException, match="metric type not match: invalid parameter\\[expected=L2\\]\\[actual=IP\\]"
+    ):
         client.search(name, [[0] * 128], search_params={"metric_type": "IP"})
     with pytest.raises(MilvusException, match="should be in range \\[1, 16384\\]"):
         client.search(name, [[0] * 128], limit=20_000)
@@ -90,5 +97,5 @@ def test_texts_that_tests_of_others_match_on(client, name):
 def test_a_filter_error_points_at_the_place(client, name):
     create(client, name, schema(KEY, ("price", DataType.INT64), vector()), ("v", "FLAT", "L2"))
     with pytest.raises(MilvusException) as caught:
-        client.query(name, 'price > 3 and prise < 5')
+        client.query(name, "price > 3 and prise < 5")
     assert "price" in caught.value.message and "^" in caught.value.message

@@ -5,21 +5,30 @@ import pytest
 from pymilvus import AnnSearchRequest, DataType, Function, FunctionType, RRFRanker
 from pymilvus.client.prepare import Prepare
 
-from helpers import (KEY, assert_status, column, create, ids, indexes, pb, refused, schema, schema_pb,
-                     vector)
+from helpers import KEY, assert_status, column, create, ids, indexes, pb, refused, schema, schema_pb, vector
 
-DENSE = Function("dense_of_text", FunctionType.TEXTEMBEDDING, ["text"], ["dense"],
-                 params={"provider": "bge-m3", "dim": 64})
+DENSE = Function(
+    "dense_of_text", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params={"provider": "bge-m3", "dim": 64}
+)
 SPARSE = Function("sparse_of_text", FunctionType.BM25, ["text"], ["sparse"], params={"provider": "bge-m3"})
-FIELDS = (KEY, ("text", DataType.VARCHAR, {"max_length": 4000}), vector(64, "dense"),
-          ("sparse", DataType.SPARSE_FLOAT_VECTOR))
+FIELDS = (
+    KEY,
+    ("text", DataType.VARCHAR, {"max_length": 4000}),
+    vector(64, "dense"),
+    ("sparse", DataType.SPARSE_FLOAT_VECTOR),
+)
 # Largest difference allowed in one value; what the golden data grant any backend in float32.
 TOLERANCE = 2e-5
 
 
 def make(client, name, fields=FIELDS, functions=(DENSE, SPARSE)):
-    create(client, name, schema(*fields, functions=functions), ("dense", "FLAT", "IP"),
-           ("sparse", "SPARSE_INVERTED_INDEX", "IP"))
+    create(
+        client,
+        name,
+        schema(*fields, functions=functions),
+        ("dense", "FLAT", "IP"),
+        ("sparse", "SPARSE_INVERTED_INDEX", "IP"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +43,8 @@ def library(client, sentences):
 def schema_body(name):
     """The schema as it travels, for declarations that pymilvus would not send."""
     return schema_pb.CollectionSchema.FromString(
-        Prepare.create_collection_request(name, schema(*FIELDS)).schema)
+        Prepare.create_collection_request(name, schema(*FIELDS)).schema
+    )
 
 
 def reference(golden, i):
@@ -135,8 +145,12 @@ def test_one_function_with_two_outputs(wire, client, name, golden, sentences):
     function.output_field_names.extend(["sparse", "dense"])
     for key, value in (("provider", "bge-m3"), ("dim", "64")):
         function.params.add(key=key, value=value)
-    assert_status(wire.CreateCollection(pb.CreateCollectionRequest(
-        collection_name=name, schema=body.SerializeToString())), 0)
+    assert_status(
+        wire.CreateCollection(
+            pb.CreateCollectionRequest(collection_name=name, schema=body.SerializeToString())
+        ),
+        0,
+    )
     client.create_index(name, indexes(("dense", "FLAT", "IP")), sync=False)
     client.create_index(name, indexes(("sparse", "SPARSE_INVERTED_INDEX", "IP")), sync=False)
     client.load_collection(name)
@@ -148,9 +162,17 @@ def test_one_function_with_two_outputs(wire, client, name, golden, sentences):
 
 def test_an_output_that_is_given_is_refused(wire, client, name):
     make(client, name)
-    answer = wire.Insert(pb.InsertRequest(collection_name=name, num_rows=1, fields_data=[
-        column("id", DataType.INT64, long_data=[1]), column("text", DataType.VARCHAR, string_data=["x"]),
-        column("dense", DataType.FLOAT_VECTOR, float_vector=[0] * 64, dim=64)]))
+    answer = wire.Insert(
+        pb.InsertRequest(
+            collection_name=name,
+            num_rows=1,
+            fields_data=[
+                column("id", DataType.INT64, long_data=[1]),
+                column("text", DataType.VARCHAR, string_data=["x"]),
+                column("dense", DataType.FLOAT_VECTOR, float_vector=[0] * 64, dim=64),
+            ],
+        )
+    )
     assert_status(answer.status, 1100)
 
 
@@ -161,8 +183,13 @@ def test_text_for_a_field_without_a_function_is_refused(client, name):
 
 
 def test_a_model_that_is_not_there_is_told_at_create(client, name):
-    missing = Function("f", FunctionType.TEXTEMBEDDING, ["text"], ["dense"],
-                       params={"provider": "local", "model_name": "nobody/no-model"})
+    missing = Function(
+        "f",
+        FunctionType.TEXTEMBEDDING,
+        ["text"],
+        ["dense"],
+        params={"provider": "local", "model_name": "nobody/no-model"},
+    )
     with pytest.raises(Exception) as caught:
         client.create_collection(name, schema=schema(*FIELDS[:3], functions=[missing]))
     assert caught.value.code in (1100, 2400) and "nobody/no-model" in str(caught.value)
@@ -171,8 +198,17 @@ def test_a_model_that_is_not_there_is_told_at_create(client, name):
 def test_a_dimension_that_the_model_does_not_have_is_told_at_create(client, name):
     fields = (FIELDS[0], FIELDS[1], vector(128, "dense"))
     with refused(1100, "64"):
-        client.create_collection(name, schema=schema(*fields, functions=[
-            Function("f", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params={"provider": "bge-m3"})]))
+        client.create_collection(
+            name,
+            schema=schema(
+                *fields,
+                functions=[
+                    Function(
+                        "f", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params={"provider": "bge-m3"}
+                    )
+                ],
+            ),
+        )
 
 
 BAD_FUNCTIONS = {
@@ -188,18 +224,21 @@ def test_declarations_that_break_a_rule(wire, name, inputs, outputs):
     function = body.functions.add(name="f", type=2, input_field_names=inputs, output_field_names=outputs)
     function.params.add(key="provider", value="bge-m3")
     answer = wire.CreateCollection(
-        pb.CreateCollectionRequest(collection_name=name, schema=body.SerializeToString()))
+        pb.CreateCollectionRequest(collection_name=name, schema=body.SerializeToString())
+    )
     assert_status(answer, 1100, 5)
 
 
 def test_two_functions_cannot_fill_one_field(wire, name):
     body = schema_body(name)
     for function_name in ("f", "g"):
-        function = body.functions.add(name=function_name, type=2, input_field_names=["text"],
-                                      output_field_names=["dense"])
+        function = body.functions.add(
+            name=function_name, type=2, input_field_names=["text"], output_field_names=["dense"]
+        )
         function.params.add(key="provider", value="bge-m3")
     answer = wire.CreateCollection(
-        pb.CreateCollectionRequest(collection_name=name, schema=body.SerializeToString()))
+        pb.CreateCollectionRequest(collection_name=name, schema=body.SerializeToString())
+    )
     assert_status(answer, 1100, 5)
 
 
@@ -219,8 +258,17 @@ def test_the_empty_text_and_very_long_texts(client, name):
 
 
 def test_the_tiny_model_ranks_by_meaning_of_the_reranker_or_says_it_cannot(client, library, sentences):
-    ranker = Function("rank", FunctionType.RERANK, ["text"], params={
-        "reranker": "model", "provider": "local", "model_name": "tiny-reranker", "queries": [sentences[0]]})
+    ranker = Function(
+        "rank",
+        FunctionType.RERANK,
+        ["text"],
+        params={
+            "reranker": "model",
+            "provider": "local",
+            "model_name": "tiny-reranker",
+            "queries": [sentences[0]],
+        },
+    )
     try:
         hits = client.search(library, [sentences[0]], anns_field="dense", limit=5, ranker=ranker)[0]
     except Exception as refusal:

@@ -7,15 +7,35 @@ import pytest
 from pymilvus import DataType, Function, FunctionType, MilvusClient, MilvusException
 from pymilvus.client.prepare import Prepare
 
-from helpers import (KEY, assert_status, column, common_pb, create, indexes, ok, pairs, pb, refused,
-                     schema, search_request, simple, vector)
+from helpers import (
+    KEY,
+    assert_status,
+    column,
+    common_pb,
+    create,
+    indexes,
+    ok,
+    pairs,
+    pb,
+    schema,
+    search_request,
+    simple,
+    vector,
+)
 
 INT64, VEC = DataType.INT64, DataType.FLOAT_VECTOR
 
 
 def query(wire, name, expr, fields=(), **params):
-    return wire.Query(pb.QueryRequest(collection_name=name, expr=expr, output_fields=fields,
-                                      query_params=pairs(**params), use_default_consistency=True))
+    return wire.Query(
+        pb.QueryRequest(
+            collection_name=name,
+            expr=expr,
+            output_fields=fields,
+            query_params=pairs(**params),
+            use_default_consistency=True,
+        )
+    )
 
 
 def fields(answer):
@@ -33,8 +53,12 @@ def test_02_an_identifier_of_zero_means_no_connect_to_the_node_sdk(wire):
 
 def test_03_user_errors_as_grpc_errors_are_retried_for_minutes(client):
     began = time.monotonic()
-    for call in (lambda: client.search("nope", [[0]]), lambda: client.load_collection("nope"),
-                 lambda: client.create_partition("nope", "p"), lambda: client.describe_index("nope", "i")):
+    for call in (
+        lambda: client.search("nope", [[0]]),
+        lambda: client.load_collection("nope"),
+        lambda: client.create_partition("nope", "p"),
+        lambda: client.describe_index("nope", "i"),
+    ):
         with pytest.raises(MilvusException):
             call()
     assert time.monotonic() - began < 3
@@ -43,8 +67,12 @@ def test_03_user_errors_as_grpc_errors_are_retried_for_minutes(client):
 def test_04_a_handler_that_dies_is_taken_for_a_lost_connection(wire, client, name):
     """Garbage in every field; what comes back is an answer, in band."""
     simple(client, name)
-    request = pb.SearchRequest(collection_name=name, placeholder_group=b"\xff" * 100, nq=-1,
-                               search_params=pairs(topk="nan", params="[]"))
+    request = pb.SearchRequest(
+        collection_name=name,
+        placeholder_group=b"\xff" * 100,
+        nq=-1,
+        search_params=pairs(topk="nan", params="[]"),
+    )
     assert wire.Search(request).status.code == 1100
     assert wire.Insert(pb.InsertRequest(collection_name=name, num_rows=2**32 - 1)).status.code == 1100
 
@@ -74,12 +102,26 @@ def test_08_a_query_without_columns_raises_no_fields_returned(wire, client, name
 
 
 def test_09_an_empty_column_whose_kind_is_unset_raises(wire, client, name):
-    simple(client, name, extra=[("t", DataType.VARCHAR, {"max_length": 9}), ("j", DataType.JSON),
-                                ("a", DataType.ARRAY, {"element_type": INT64, "max_capacity": 3}), ("b", DataType.BOOL)])
+    simple(
+        client,
+        name,
+        extra=[
+            ("t", DataType.VARCHAR, {"max_length": 9}),
+            ("j", DataType.JSON),
+            ("a", DataType.ARRAY, {"element_type": INT64, "max_capacity": 3}),
+            ("b", DataType.BOOL),
+        ],
+    )
     found = fields(ok(query(wire, name, "id < 0", ["*"])))
     arms = {n: f.scalars.WhichOneof("data") or f.vectors.WhichOneof("data") for n, f in found.items()}
-    assert arms == {"id": "long_data", "t": "string_data", "j": "json_data", "a": "array_data", "b": "bool_data",
-                    "v": "float_vector"}
+    assert arms == {
+        "id": "long_data",
+        "t": "string_data",
+        "j": "json_data",
+        "a": "array_data",
+        "b": "bool_data",
+        "v": "float_vector",
+    }
 
 
 def test_10_a_vector_dim_of_zero_divides_by_zero(wire, client, name):
@@ -92,15 +134,31 @@ def test_11_columns_of_different_length_give_wrong_rows(wire, client, name):
     simple(client, name, extra=[("n", INT64, {"nullable": True})], dynamic=True)
     client.insert(name, [{"id": 1, "v": [0] * 4}, {"id": 2, "n": 5, "v": [0] * 4, "x": 1}])
     found = fields(ok(query(wire, name, "id > 0", ["*"])))
-    assert {n: len(f.scalars.long_data.data) for n, f in found.items() if n in ("id", "n")} == {"id": 2, "n": 2}
+    assert {n: len(f.scalars.long_data.data) for n, f in found.items() if n in ("id", "n")} == {
+        "id": 2,
+        "n": 2,
+    }
     assert len(found["$meta"].scalars.json_data.data) == 2
     assert len(found["v"].vectors.float_vector.data) == 8
 
 
 def test_12_dense_null_vectors_shift_all_later_vectors(client, name):
-    create(client, name, schema(KEY, vector(2), vector(2, "w", nullable=True)), ("v", "FLAT", "L2"), ("w", "FLAT", "L2"))
-    client.insert(name, [{"id": 1, "v": [0, 0], "w": None}, {"id": 2, "v": [0, 0], "w": [2, 2]},
-                         {"id": 3, "v": [0, 0], "w": None}, {"id": 4, "v": [0, 0], "w": [4, 4]}])
+    create(
+        client,
+        name,
+        schema(KEY, vector(2), vector(2, "w", nullable=True)),
+        ("v", "FLAT", "L2"),
+        ("w", "FLAT", "L2"),
+    )
+    client.insert(
+        name,
+        [
+            {"id": 1, "v": [0, 0], "w": None},
+            {"id": 2, "v": [0, 0], "w": [2, 2]},
+            {"id": 3, "v": [0, 0], "w": None},
+            {"id": 4, "v": [0, 0], "w": [4, 4]},
+        ],
+    )
     for _ in range(2):
         rows = client.query(name, "id > 0", output_fields=["w"])
         assert [r["w"] for r in rows] == [None, [2, 2], None, [4, 4]]
@@ -141,15 +199,19 @@ def test_17_hits_without_ids_raise(wire, client, name):
     simple(client, name)
     client.insert(name, [{"id": 1, "v": [0] * 4}])
     results = ok(wire.Search(search_request(name, [[0] * 4]))).results
-    assert results.ids.WhichOneof("id_field") == "int_id" and sum(results.topks) == len(results.ids.int_id.data)
+    assert results.ids.WhichOneof("id_field") == "int_id" and sum(results.topks) == len(
+        results.ids.int_id.data
+    )
 
 
 def test_18_extra_info_in_a_mutations_success_raises_a_value_error(wire, client, name):
     simple(client, name)
     columns = [column("id", INT64, long_data=[1]), column("v", VEC, float_vector=[0] * 4, dim=4)]
-    answers = [wire.Insert(pb.InsertRequest(collection_name=name, fields_data=columns, num_rows=1)),
-               wire.Upsert(pb.UpsertRequest(collection_name=name, fields_data=columns, num_rows=1)),
-               wire.Delete(pb.DeleteRequest(collection_name=name, expr="id in [1]"))]
+    answers = [
+        wire.Insert(pb.InsertRequest(collection_name=name, fields_data=columns, num_rows=1)),
+        wire.Upsert(pb.UpsertRequest(collection_name=name, fields_data=columns, num_rows=1)),
+        wire.Delete(pb.DeleteRequest(collection_name=name, expr="id in [1]")),
+    ]
     assert [dict(ok(a).status.extra_info) for a in answers] == [{}, {}, {}]
 
 
@@ -172,8 +234,18 @@ def test_20_a_named_index_that_is_not_exactly_one_is_ambiguous(client, name):
 
 def test_21_a_params_pair_that_is_no_json_raises(client, name):
     client.create_collection(name, schema=schema(KEY, vector()))
-    client.create_index(name, indexes({"field_name": "v", "index_type": "HNSW", "metric_type": "L2",
-                                       "params": {"M": 4, "efConstruction": 9}}), sync=False)
+    client.create_index(
+        name,
+        indexes(
+            {
+                "field_name": "v",
+                "index_type": "HNSW",
+                "metric_type": "L2",
+                "params": {"M": 4, "efConstruction": 9},
+            }
+        ),
+        sync=False,
+    )
     assert str(client.describe_index(name, "v")["M"]) == "4"
 
 
@@ -197,9 +269,17 @@ def test_24_the_load_state_of_a_missing_collection_is_no_error(client):
 
 def test_25_listings_that_are_unimplemented_raise_bare_grpc_errors(client, name):
     simple(client, name)
-    for call in (client.list_users, client.list_roles, client.list_privilege_groups, client.list_resource_groups,
-                 client.list_databases, client.list_collections, client.list_aliases,
-                 lambda: client.list_persistent_segments(name), lambda: client.list_loaded_segments(name)):
+    for call in (
+        client.list_users,
+        client.list_roles,
+        client.list_privilege_groups,
+        client.list_resource_groups,
+        client.list_databases,
+        client.list_collections,
+        client.list_aliases,
+        lambda: client.list_persistent_segments(name),
+        lambda: client.list_loaded_segments(name),
+    ):
         try:
             call()
         except MilvusException as refusal:
@@ -221,8 +301,10 @@ def test_26_a_schema_mismatch_without_62_is_not_tried_again(node, client, name):
 
 def test_27_a_schema_timestamp_moves_with_the_schema_and_with_nothing_else(client, name):
     client.create_collection(name, schema=schema(KEY, vector()))
+
     def stamp():
         return client.describe_collection(name)["update_timestamp"]
+
     first = stamp()
     client.create_index(name, indexes(("v", "FLAT", "L2")), sync=False)
     client.load_collection(name)
@@ -286,11 +368,25 @@ def test_33_requests_of_more_than_four_megabytes(client, name):
 
 def test_34_field_order_descriptions_and_function_params_are_kept(client, name):
     """See also test_clients.py: the ORM compares whole schemas."""
-    function = Function("f", FunctionType.TEXTEMBEDDING, ["t"], ["v"], description="makes v",
-                        params={"provider": "bge-m3", "dim": 64})
-    client.create_collection(name, schema=schema(
-        ("z", INT64, {"description": "key"}), ("t", DataType.VARCHAR, {"max_length": 9}), vector(64),
-        ("a", INT64), functions=[function], description="all of it"))
+    function = Function(
+        "f",
+        FunctionType.TEXTEMBEDDING,
+        ["t"],
+        ["v"],
+        description="makes v",
+        params={"provider": "bge-m3", "dim": 64},
+    )
+    client.create_collection(
+        name,
+        schema=schema(
+            ("z", INT64, {"description": "key"}),
+            ("t", DataType.VARCHAR, {"max_length": 9}),
+            vector(64),
+            ("a", INT64),
+            functions=[function],
+            description="all of it",
+        ),
+    )
     found = client.describe_collection(name)
     assert [f["name"] for f in found["fields"]] == ["z", "t", "v", "a"]
     assert found["description"] == "all of it" and found["fields"][0]["description"] == "key"
@@ -299,10 +395,13 @@ def test_34_field_order_descriptions_and_function_params_are_kept(client, name):
 
 
 def test_35_type_params_come_back_as_they_were_written(wire, client, name):
-    body = Prepare.create_collection_request(name, schema(
-        KEY, ("t", DataType.VARCHAR, {"max_length": 9, "enable_analyzer": True}), vector())).schema
+    body = Prepare.create_collection_request(
+        name, schema(KEY, ("t", DataType.VARCHAR, {"max_length": 9, "enable_analyzer": True}), vector())
+    ).schema
     ok(wire.CreateCollection(pb.CreateCollectionRequest(collection_name=name, schema=body)))
-    sent = type(ok(wire.DescribeCollection(pb.DescribeCollectionRequest(collection_name=name))).schema).FromString(body)
+    sent = type(
+        ok(wire.DescribeCollection(pb.DescribeCollectionRequest(collection_name=name))).schema
+    ).FromString(body)
     found = ok(wire.DescribeCollection(pb.DescribeCollectionRequest(collection_name=name))).schema
     assert [list(f.type_params) for f in found.fields] == [list(f.type_params) for f in sent.fields]
 
@@ -337,9 +436,17 @@ def test_39_a_token_is_no_obstacle_while_authorization_is_off(node):
 
 def test_40_text_that_is_no_utf8_is_refused_not_stored(wire, client, name):
     simple(client, name, extra=[("j", DataType.JSON)])
-    answer = wire.Insert(pb.InsertRequest(collection_name=name, num_rows=1, fields_data=[
-        column("id", INT64, long_data=[1]), column("j", DataType.JSON, json_data=[b'"\xff"']),
-        column("v", VEC, float_vector=[0] * 4, dim=4)]))
+    answer = wire.Insert(
+        pb.InsertRequest(
+            collection_name=name,
+            num_rows=1,
+            fields_data=[
+                column("id", INT64, long_data=[1]),
+                column("j", DataType.JSON, json_data=[b'"\xff"']),
+                column("v", VEC, float_vector=[0] * 4, dim=4),
+            ],
+        )
+    )
     assert_status(answer.status, 1100)
 
 
@@ -358,8 +465,11 @@ def test_43_a_sub_request_with_empty_params_text(wire, client, name):
     simple(client, name)
     client.insert(name, [{"id": 1, "v": [0] * 4}])
     requests = [search_request(name, [[0] * 4], params={"params": ""})]
-    data = ok(wire.HybridSearch(pb.HybridSearchRequest(collection_name=name, requests=requests,
-                                                       rank_params=pairs(limit=5)))).results
+    data = ok(
+        wire.HybridSearch(
+            pb.HybridSearchRequest(collection_name=name, requests=requests, rank_params=pairs(limit=5))
+        )
+    ).results
     assert list(data.topks) == [1]
 
 

@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
-from pymilvus import (AnnSearchRequest, DataType, Function, FunctionScore, FunctionType, RRFRanker,
-                      WeightedRanker)
+from pymilvus import (
+    AnnSearchRequest,
+    DataType,
+    Function,
+    FunctionScore,
+    FunctionType,
+    RRFRanker,
+    WeightedRanker,
+)
 
 import oracle
 from helpers import KEY, assert_status, create, ids, ok, pairs, pb, refused, schema, search_request
@@ -17,14 +24,31 @@ def world(client):
     """One collection with four vector fields of different metrics, half sealed, half growing."""
     name = "hybrid_world"
     fields = [(f, DataType.FLOAT_VECTOR, {"dim": DIM}) for f in "abc"]
-    create(client, name, schema(KEY, *fields, ("s", DataType.SPARSE_FLOAT_VECTOR), ("g", DataType.INT64),
-                                ("t", DataType.VARCHAR, {"max_length": 20})),
-           *[(f, "FLAT", METRICS[f]) for f in "abc"], ("s", "SPARSE_INVERTED_INDEX", "IP"))
+    create(
+        client,
+        name,
+        schema(
+            KEY,
+            *fields,
+            ("s", DataType.SPARSE_FLOAT_VECTOR),
+            ("g", DataType.INT64),
+            ("t", DataType.VARCHAR, {"max_length": 20}),
+        ),
+        *[(f, "FLAT", METRICS[f]) for f in "abc"],
+        ("s", "SPARSE_INVERTED_INDEX", "IP"),
+    )
     rng = np.random.default_rng(7)
+
     def row(i):
         terms = rng.choice(50, 6, replace=False)
-        return {"id": i, **{f: rng.standard_normal(DIM).tolist() for f in "abc"},
-                "s": {int(t): float(rng.random()) + 0.1 for t in terms}, "g": i % 5, "t": f"text {i}"}
+        return {
+            "id": i,
+            **{f: rng.standard_normal(DIM).tolist() for f in "abc"},
+            "s": {int(t): float(rng.random()) + 0.1 for t in terms},
+            "g": i % 5,
+            "t": f"text {i}",
+        }
+
     rows = [row(i) for i in range(N)]
     client.insert(name, rows[: N // 2])
     client.flush(name)
@@ -36,8 +60,12 @@ def world(client):
 @pytest.fixture
 def queries():
     rng = np.random.default_rng(11)
-    return {**{f: [rng.standard_normal(DIM).tolist() for _ in range(3)] for f in "abc"},
-            "s": [{int(t): float(rng.random()) + 0.1 for t in rng.choice(50, 8, replace=False)} for _ in range(3)]}
+    return {
+        **{f: [rng.standard_normal(DIM).tolist() for _ in range(3)] for f in "abc"},
+        "s": [
+            {int(t): float(rng.random()) + 0.1 for t in rng.choice(50, 8, replace=False)} for _ in range(3)
+        ],
+    }
 
 
 def leg(queries, field, limit=30, nq=1, **kwargs):
@@ -67,9 +95,16 @@ def test_rrf(client, world, queries, k):
     assert len(hits) == 20
 
 
-@pytest.mark.parametrize("fields, weights", [
-    ("ab", (0.7, 0.3)), ("abcs", (0.1, 0.2, 0.3, 0.4)), ("c", (1.0,)), ("cs", (0.5, 0.5)), ("as", (0.0, 1.0)),
-])
+@pytest.mark.parametrize(
+    "fields, weights",
+    [
+        ("ab", (0.7, 0.3)),
+        ("abcs", (0.1, 0.2, 0.3, 0.4)),
+        ("c", (1.0,)),
+        ("cs", (0.5, 0.5)),
+        ("as", (0.0, 1.0)),
+    ],
+)
 @pytest.mark.parametrize("norm", [True, False])
 def test_weighted(client, world, queries, fields, weights, norm):
     legs = [leg(queries, f) for f in fields]
@@ -79,14 +114,19 @@ def test_weighted(client, world, queries, fields, weights, norm):
 
 
 def test_several_queries_are_fused_each_for_itself(client, world, queries):
-    found = client.hybrid_search(world, [leg(queries, "a", nq=3), leg(queries, "b", nq=3)], RRFRanker(), limit=10)
+    found = client.hybrid_search(
+        world, [leg(queries, "a", nq=3), leg(queries, "b", nq=3)], RRFRanker(), limit=10
+    )
     lists = [single(client, world, queries, f, nq=3) for f in "ab"]
     for i in range(3):
         check(found[i], oracle.rrf([lists[0][i], lists[1][i]]))
 
 
 def test_each_leg_has_its_own_filter_and_depth(client, world, queries):
-    legs = [leg(queries, "a", limit=5, expr="g == 1"), leg(queries, "b", limit=7, expr="g == {x}", expr_params={"x": 2})]
+    legs = [
+        leg(queries, "a", limit=5, expr="g == 1"),
+        leg(queries, "b", limit=7, expr="g == {x}", expr_params={"x": 2}),
+    ]
     hits = client.hybrid_search(world, legs, RRFRanker(), limit=50, output_fields=["g"])[0]
     assert len(hits) == 12
     assert {h["entity"]["g"] for h in hits} == {1, 2}
@@ -111,8 +151,11 @@ def raw_hybrid(wire, world, queries, fields="ab", **rank):
     requests = []
     for f in fields:
         requests.append(search_request(world, queries[f][:1], field=f, limit=30))
-    return wire.HybridSearch(pb.HybridSearchRequest(
-        collection_name=world, requests=requests, rank_params=pairs(**rank), use_default_consistency=True))
+    return wire.HybridSearch(
+        pb.HybridSearchRequest(
+            collection_name=world, requests=requests, rank_params=pairs(**rank), use_default_consistency=True
+        )
+    )
 
 
 def test_without_a_strategy_it_is_rrf(wire, client, world, queries):
@@ -122,7 +165,9 @@ def test_without_a_strategy_it_is_rrf(wire, client, world, queries):
 
 
 def test_absent_norm_score_means_false(wire, client, world, queries):
-    data = ok(raw_hybrid(wire, world, queries, strategy="weighted", params='{"weights":[0.5,0.5]}', limit=10)).results
+    data = ok(
+        raw_hybrid(wire, world, queries, strategy="weighted", params='{"weights":[0.5,0.5]}', limit=10)
+    ).results
     lists = [single(client, world, queries, f)[0] for f in "ab"]
     expected = oracle.weighted(lists, (0.5, 0.5), ["COSINE", "IP"], norm_score=False)
     np.testing.assert_allclose(data.scores, [s for _, s in expected[:10]], rtol=2e-6)
@@ -131,14 +176,20 @@ def test_absent_norm_score_means_false(wire, client, world, queries):
 BAD_RANKS = {
     "no limit": ({"strategy": "rrf"}, "limit not found in rank_params"),
     "unknown strategy": ({"strategy": "magic", "limit": 5}, "unsupported rank type magic"),
-    "k of zero": ({"strategy": "rrf", "params": '{"k": 0}', "limit": 5},
-                  "The rank params k should be in range (0, 16384)"),
+    "k of zero": (
+        {"strategy": "rrf", "params": '{"k": 0}', "limit": 5},
+        "The rank params k should be in range (0, 16384)",
+    ),
     "k of 16384": ({"strategy": "rrf", "params": '{"k": 16384}', "limit": 5}, "(0, 16384)"),
     "k of words": ({"strategy": "rrf", "params": '{"k": "many"}', "limit": 5}, ""),
-    "one weight for two": ({"strategy": "weighted", "params": '{"weights":[1]}', "limit": 5},
-                           "the length of weights param mismatch with ann search requests"),
-    "weight of two": ({"strategy": "weighted", "params": '{"weights":[2,1]}', "limit": 5},
-                      "rank param weight should be in range [0, 1]"),
+    "one weight for two": (
+        {"strategy": "weighted", "params": '{"weights":[1]}', "limit": 5},
+        "the length of weights param mismatch with ann search requests",
+    ),
+    "weight of two": (
+        {"strategy": "weighted", "params": '{"weights":[2,1]}', "limit": 5},
+        "rank param weight should be in range [0, 1]",
+    ),
     "no weights": ({"strategy": "weighted", "params": "{}", "limit": 5}, ""),
     "broken json": ({"strategy": "rrf", "params": "{", "limit": 5}, ""),
     "limit of zero": ({"limit": 0}, ""),
@@ -169,8 +220,11 @@ def test_a_leg_without_hits_leaves_the_other(client, world, queries):
 
 def test_sub_request_params_may_be_empty_text(wire, world, queries):
     requests = [search_request(world, queries["a"][:1], field="a", limit=5, params={"params": ""})]
-    ok(wire.HybridSearch(pb.HybridSearchRequest(
-        collection_name=world, requests=requests, rank_params=pairs(limit=5))))
+    ok(
+        wire.HybridSearch(
+            pb.HybridSearchRequest(collection_name=world, requests=requests, rank_params=pairs(limit=5))
+        )
+    )
 
 
 def test_one_leg_is_enough(client, world, queries):
@@ -180,20 +234,33 @@ def test_one_leg_is_enough(client, world, queries):
 
 # ---- grouping (7.3)
 
+
 @pytest.mark.parametrize("scorer", ["max", "sum", "avg"])
 def test_groups_in_hybrid_search(client, world, queries, scorer):
     legs = [leg(queries, "a", limit=100), leg(queries, "b", limit=100)]
-    hits = client.hybrid_search(world, legs, RRFRanker(), limit=3, group_by_field="g", group_size=2,
-                                strict_group_size=True, rank_group_scorer=scorer, output_fields=["g"])[0]
+    hits = client.hybrid_search(
+        world,
+        legs,
+        RRFRanker(),
+        limit=3,
+        group_by_field="g",
+        group_size=2,
+        strict_group_size=True,
+        rank_group_scorer=scorer,
+        output_fields=["g"],
+    )[0]
     groups = [h["entity"]["g"] for h in hits]
     assert len(hits) == 6 and len(set(groups)) == 3
     assert all(groups[i] == groups[i + 1] for i in (0, 2, 4)), "hits of a group stay together"
-    totals = [{"max": max, "sum": sum, "avg": lambda x: sum(x) / 2}[scorer](
-        [h.distance for h in hits[i : i + 2]]) for i in (0, 2, 4)]
+    totals = [
+        {"max": max, "sum": sum, "avg": lambda x: sum(x) / 2}[scorer]([h.distance for h in hits[i : i + 2]])
+        for i in (0, 2, 4)
+    ]
     assert totals == sorted(totals, reverse=True)
 
 
 # ---- function rankers (7.4)
+
 
 def rank_function(**params):
     inputs = params.pop("inputs", [])
@@ -206,7 +273,8 @@ def test_rrf_and_weighted_as_functions(client, world, queries):
     hits = client.hybrid_search(world, legs, rank_function(reranker="rrf", k=10), limit=10)[0]
     check(hits, oracle.rrf(lists, 10))
     hits = client.hybrid_search(
-        world, legs, rank_function(reranker="weighted", weights=[0.4, 0.6], norm_score=True), limit=10)[0]
+        world, legs, rank_function(reranker="weighted", weights=[0.4, 0.6], norm_score=True), limit=10
+    )[0]
     check(hits, oracle.weighted(lists, (0.4, 0.6), ["COSINE", "IP"]))
     score = FunctionScore(functions=[rank_function(reranker="rrf", k=10)])
     check(client.hybrid_search(world, legs, score, limit=10)[0], oracle.rrf(lists, 10))
@@ -219,12 +287,18 @@ def test_rankers_that_are_not_there_are_refused_by_name(client, world, queries):
 
 @pytest.mark.parametrize("function", ["gauss", "exp", "linear"])
 def test_decay_is_done_right_or_refused(client, world, queries, function):
-    ranker = rank_function(inputs=["g"], reranker="decay", function=function, origin=0, scale=2, offset=1, decay=0.5)
+    ranker = rank_function(
+        inputs=["g"], reranker="decay", function=function, origin=0, scale=2, offset=1, decay=0.5
+    )
     try:
-        hits = client.search(world, queries["a"][:1], anns_field="a", limit=N, ranker=ranker, output_fields=["g"])[0]
+        hits = client.search(
+            world, queries["a"][:1], anns_field="a", limit=N, ranker=ranker, output_fields=["g"]
+        )[0]
     except Exception as refusal:
         assert getattr(refusal, "code", None) in (10, 1100), refusal
         return
     plain = dict(single(client, world, queries, "a", limit=N)[0])
     expected = {key: score * oracle.decay(function, key % 5, 0, 2, 1) for key, score in plain.items()}
-    np.testing.assert_allclose([h.distance for h in hits], [s for _, s in oracle.order(expected)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        [h.distance for h in hits], [s for _, s in oracle.order(expected)], rtol=1e-4, atol=1e-5
+    )

@@ -3,7 +3,7 @@
 import pytest
 from pymilvus import DataType
 
-from helpers import KEY, assert_status, create, ok, schema, search_request, simple, vector
+from helpers import assert_status, create, ok, schema, search_request, simple, vector
 
 
 @pytest.fixture
@@ -38,8 +38,9 @@ def test_a_search_iterator_walks_all_rows_in_order(client, line):
 
 
 def test_a_search_iterator_keeps_to_filter_limit_and_fields(client, line):
-    hits = drain(client.search_iterator(line, [[0] * 4], batch_size=10, limit=25, filter="n == 1",
-                                        output_fields=["n"]))
+    hits = drain(
+        client.search_iterator(line, [[0] * 4], batch_size=10, limit=25, filter="n == 1", output_fields=["n"])
+    )
     assert [h["id"] for h in hits] == list(range(1, 75, 3))
     assert {h["entity"]["n"] for h in hits} == {1}
 
@@ -55,6 +56,7 @@ def test_rows_of_equal_score_are_neither_lost_nor_repeated(client, name, metric)
 def test_a_search_iterator_does_not_see_what_is_written_later(client, line):
     def write():
         client.insert(line, [{"id": 1000 + i, "n": 0, "v": [i + 0.5, 0, 0, 0]} for i in range(300)])
+
     hits = drain(client.search_iterator(line, [[0] * 4], batch_size=50), write)
     assert [h["id"] for h in hits] == list(range(300))
 
@@ -62,8 +64,9 @@ def test_a_search_iterator_does_not_see_what_is_written_later(client, line):
 def test_the_protocol_of_the_search_iterator(wire, client, line):
     collection = client.describe_collection(line)["collection_id"]
     keys = {"iterator": "True", "search_iter_v2": "True", "collection_id": collection}
-    probe = ok(wire.Search(search_request(line, [[0] * 4], limit=1,
-                                          params={**keys, "search_iter_batch_size": 1})))
+    probe = ok(
+        wire.Search(search_request(line, [[0] * 4], limit=1, params={**keys, "search_iter_batch_size": 1}))
+    )
     cursor = probe.results.search_iterator_v2_results
     assert cursor.token and probe.session_ts > 0
     page = {**keys, "search_iter_batch_size": 5, "search_iter_id": cursor.token}
@@ -72,8 +75,11 @@ def test_the_protocol_of_the_search_iterator(wire, client, line):
     bound = first.results.search_iterator_v2_results.last_bound
     assert bound == 16
     page["search_iter_last_bound"] = bound
-    second = ok(wire.Search(search_request(line, [[0] * 4], limit=5, params=page,
-                                           guarantee_timestamp=probe.session_ts)))
+    second = ok(
+        wire.Search(
+            search_request(line, [[0] * 4], limit=5, params=page, guarantee_timestamp=probe.session_ts)
+        )
+    )
     assert list(second.results.ids.int_id.data) == [5, 6, 7, 8, 9]
     other = {**page, "collection_id": 1}
     assert_status(wire.Search(search_request(line, [[0] * 4], params=other)).status, 1100)
@@ -83,16 +89,26 @@ def test_the_protocol_of_the_search_iterator(wire, client, line):
 
 @pytest.mark.parametrize("bad", [{"offset": 3}, {"group_by_field": "n"}])
 def test_what_an_iterator_cannot_do(wire, client, line, bad):
-    params = {"iterator": "True", "search_iter_v2": "True", "search_iter_batch_size": 5,
-              "collection_id": client.describe_collection(line)["collection_id"], **bad}
+    params = {
+        "iterator": "True",
+        "search_iter_v2": "True",
+        "search_iter_batch_size": 5,
+        "collection_id": client.describe_collection(line)["collection_id"],
+        **bad,
+    }
     assert_status(wire.Search(search_request(line, [[0] * 4], params=params)).status, 1100)
 
 
 def test_an_unknown_token_is_answered(wire, client, line):
     """After a restart the cursors are gone; the bound still says where to go on."""
-    params = {"iterator": "True", "search_iter_v2": "True", "search_iter_batch_size": 3,
-              "collection_id": client.describe_collection(line)["collection_id"],
-              "search_iter_id": "00000000-0000-0000-0000-000000000000", "search_iter_last_bound": 16}
+    params = {
+        "iterator": "True",
+        "search_iter_v2": "True",
+        "search_iter_batch_size": 3,
+        "collection_id": client.describe_collection(line)["collection_id"],
+        "search_iter_id": "00000000-0000-0000-0000-000000000000",
+        "search_iter_last_bound": 16,
+    }
     answer = ok(wire.Search(search_request(line, [[0] * 4], limit=3, params=params)))
     assert list(answer.results.ids.int_id.data) == [5, 6, 7]
 
@@ -108,6 +124,7 @@ def test_a_query_iterator_does_not_see_what_is_written_later(client, line):
     def write():
         client.insert(line, [{"id": 1000 + i, "n": 0, "v": [0] * 4} for i in range(300)])
         client.delete(line, ids=[299, 298])
+
     rows = drain(client.query_iterator(line, batch_size=50), write)
     assert [r["id"] for r in rows] == list(range(300))
 

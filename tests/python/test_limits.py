@@ -23,7 +23,12 @@ def test_dimensions_at_the_edge(client, name, dim):
 
 
 def test_the_longest_text(client, name):
-    create(client, name, schema(KEY, ("t", DataType.VARCHAR, {"max_length": 65535}), vector()), ("v", "FLAT", "L2"))
+    create(
+        client,
+        name,
+        schema(KEY, ("t", DataType.VARCHAR, {"max_length": 65535}), vector()),
+        ("v", "FLAT", "L2"),
+    )
     client.insert(name, [{"id": 1, "t": "x" * 65535, "v": [0] * 4}])
     assert len(client.query(name, "id == 1", output_fields=["t"])[0]["t"]) == 65535
     with refused(1100):
@@ -54,7 +59,8 @@ def test_shards(wire, client, name, shards, code):
 
     body = Prepare.create_collection_request(name, schema(KEY, vector())).schema
     answer = wire.CreateCollection(
-        pb.CreateCollectionRequest(collection_name=name, schema=body, shards_num=shards))
+        pb.CreateCollectionRequest(collection_name=name, schema=body, shards_num=shards)
+    )
     assert_status(answer, code)
     if code == 0:
         assert client.describe_collection(name)["num_shards"] == max(shards, 1)

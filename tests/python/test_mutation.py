@@ -32,15 +32,27 @@ BAD_INSERTS = {
     "no rows": (0, [KEYS, NS, VS], "num_rows should be greater than 0"),
     "missing column": (2, [KEYS, VS], "fieldSchema(n) has no corresponding fieldData pass in"),
     "extra column": (2, [KEYS, NS, VS, column("x", INT64, long_data=[1, 2])], "x"),
-    "short column": (2, [KEYS, column("n", INT64, long_data=[1]), VS],
-                     "the num_rows (1) of field (n) is not equal to passed num_rows (2)"),
-    "other dimension": (2, [KEYS, NS, column("v", VEC, float_vector=[0] * 10, dim=5)],
-                        "the dim (5) of field data(v) is not equal to schema dim (4)"),
+    "short column": (
+        2,
+        [KEYS, column("n", INT64, long_data=[1]), VS],
+        "the num_rows (1) of field (n) is not equal to passed num_rows (2)",
+    ),
+    "other dimension": (
+        2,
+        [KEYS, NS, column("v", VEC, float_vector=[0] * 10, dim=5)],
+        "the dim (5) of field data(v) is not equal to schema dim (4)",
+    ),
     "other type": (2, [KEYS, column("n", DataType.VARCHAR, string_data=["a", "b"]), VS], "n"),
-    "not a number": (2, [KEYS, NS, column("v", VEC, float_vector=[float("nan")] * 8, dim=4)],
-                     "is not a number or infinity"),
-    "infinity": (2, [KEYS, NS, column("v", VEC, float_vector=[float("inf")] * 8, dim=4)],
-                 "is not a number or infinity"),
+    "not a number": (
+        2,
+        [KEYS, NS, column("v", VEC, float_vector=[float("nan")] * 8, dim=4)],
+        "is not a number or infinity",
+    ),
+    "infinity": (
+        2,
+        [KEYS, NS, column("v", VEC, float_vector=[float("inf")] * 8, dim=4)],
+        "is not a number or infinity",
+    ),
 }
 
 
@@ -51,13 +63,20 @@ def test_inserts_that_do_not_fit_are_refused_as_a_whole(wire, client, numbers, r
 
 
 def test_values_that_do_not_fit_are_refused(client, name):
-    simple(client, name, extra=[
-        ("t", DataType.VARCHAR, {"max_length": 4, "nullable": True}),
-        ("a", DataType.ARRAY, {"element_type": INT64, "max_capacity": 2, "nullable": True}),
-        ("j", DataType.JSON, {"nullable": True}),
-        ("f", DataType.FLOAT, {"nullable": True})])
+    simple(
+        client,
+        name,
+        extra=[
+            ("t", DataType.VARCHAR, {"max_length": 4, "nullable": True}),
+            ("a", DataType.ARRAY, {"element_type": INT64, "max_capacity": 2, "nullable": True}),
+            ("j", DataType.JSON, {"nullable": True}),
+            ("f", DataType.FLOAT, {"nullable": True}),
+        ],
+    )
+
     def insert(**values):
         client.insert(name, [{"id": 1, "v": [0] * 4, **values}])
+
     with refused(1100, "exceeds max length"):
         insert(t="12345")
     with refused(1100, "max length"):
@@ -72,13 +91,20 @@ def test_values_that_do_not_fit_are_refused(client, name):
     assert count(client, name) == 1
 
 
-@pytest.mark.parametrize("kind, low, high", [
-    (DataType.INT8, -128, 127), (DataType.INT16, -32768, 32767)])
+@pytest.mark.parametrize("kind, low, high", [(DataType.INT8, -128, 127), (DataType.INT16, -32768, 32767)])
 def test_small_integers_are_checked(wire, client, name, kind, low, high):
     simple(client, name, extra=[("x", kind)])
+
     def insert(value):
-        return raw(wire, name, 1, column("id", INT64, long_data=[1]), column("x", kind, int_data=[value]),
-                   column("v", VEC, float_vector=[0] * 4, dim=4)).status
+        return raw(
+            wire,
+            name,
+            1,
+            column("id", INT64, long_data=[1]),
+            column("x", kind, int_data=[value]),
+            column("v", VEC, float_vector=[0] * 4, dim=4),
+        ).status
+
     assert insert(low).code == insert(high).code == 0
     assert insert(low - 1).code == insert(high + 1).code == 1100
 
@@ -125,8 +151,13 @@ def test_upsert_replaces_a_row_as_a_whole(client, name, flushed):
 
 def test_partial_update_changes_only_what_is_given(client, name):
     simple(client, name, extra=[("n", INT64), ("t", DataType.VARCHAR, {"max_length": 9})], dynamic=True)
-    client.insert(name, [{"id": 1, "n": 1, "t": "one", "v": [1] * 4, "x": 1, "y": 2},
-                         {"id": 2, "n": 2, "t": "two", "v": [2] * 4}])
+    client.insert(
+        name,
+        [
+            {"id": 1, "n": 1, "t": "one", "v": [1] * 4, "x": 1, "y": 2},
+            {"id": 2, "n": 2, "t": "two", "v": [2] * 4},
+        ],
+    )
     client.upsert(name, [{"id": 1, "n": 100}], partial_update=True)
     client.upsert(name, [{"id": 1, "y": 3}], partial_update=True)
     row = client.query(name, "id == 1", output_fields=["*"])[0]

@@ -60,12 +60,20 @@ def test_a_node_ends_quickly_and_comes_back(tmp_path):
 def test_unknown_settings_are_errors(tmp_path):
     config = tmp_path / "elanus.toml"
     config.write_text("lisen = '127.0.0.1:0'\n")
-    run = subprocess.run([binary(), "serve", "--config", config, "--data-dir", tmp_path / "d"],
-                         capture_output=True, text=True, timeout=20)
+    run = subprocess.run(
+        [binary(), "serve", "--config", config, "--data-dir", tmp_path / "d"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
     assert run.returncode != 0 and "lisen" in run.stderr + run.stdout
 
 
 def test_an_address_beyond_this_machine_needs_a_decision(tmp_path):
-    run = subprocess.run([binary(), "serve", "--listen", "0.0.0.0:0", "--data-dir", tmp_path / "d"],
-                         capture_output=True, text=True, timeout=20)
+    run = subprocess.run(
+        [binary(), "serve", "--listen", "0.0.0.0:0", "--data-dir", tmp_path / "d"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
     assert run.returncode != 0 and "auth" in run.stderr + run.stdout

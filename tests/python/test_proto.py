@@ -1,13 +1,12 @@
 """The served descriptors against those that pymilvus carries (contract §2, appendices A and B)."""
 
+import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from pymilvus.grpc_gen import common_pb2, feder_pb2, milvus_pb2, msg_pb2, rg_pb2, schema_pb2
-
-import grpc
 
 PACKAGES = (common_pb2, schema_pb2, milvus_pb2, msg_pb2, rg_pb2, feder_pb2)
 P = "milvus.proto."
@@ -46,7 +45,11 @@ def facts(files):
             in_oneof = f.HasField("oneof_index") and not f.proto3_optional
             oneof = m.oneof_decl[f.oneof_index].name if in_oneof else ""
             found[name, f.name] = (
-                f.number, f.Type.Name(f.type), f.Label.Name(f.label), f.type_name, oneof,
+                f.number,
+                f.Type.Name(f.type),
+                f.Label.Name(f.label),
+                f.type_name,
+                oneof,
                 f.proto3_optional,
             )
         for nested in m.nested_type:
@@ -64,7 +67,10 @@ def facts(files):
             found[name, None] = "service"
             for rpc in service.method:
                 found[name, rpc.name] = (
-                    rpc.input_type, rpc.output_type, rpc.client_streaming, rpc.server_streaming,
+                    rpc.input_type,
+                    rpc.output_type,
+                    rpc.client_streaming,
+                    rpc.server_streaming,
                 )
     return found
 
@@ -95,9 +101,7 @@ def served(node):
 def test_every_fact_of_the_installed_pymilvus_is_ours(served):
     ours, expected = facts(served), facts(theirs())
     assert len(expected) > 2500
-    different = {
-        key: (value, ours.get(key)) for key, value in expected.items() if ours.get(key) != value
-    }
+    different = {key: (value, ours.get(key)) for key, value in expected.items() if ours.get(key) != value}
     assert not different, "\n".join(f"{k}: pymilvus {a}, ours {b}" for k, (a, b) in different.items())
 
 

@@ -3,7 +3,7 @@
 import pytest
 from pymilvus import DataType
 
-from helpers import KEY, assert_status, create, ok, pairs, pb, refused, schema, simple, vector
+from helpers import assert_status, create, ok, pairs, pb, refused, schema, simple, vector
 
 
 @pytest.fixture
@@ -49,23 +49,33 @@ def test_a_query_without_a_filter_needs_a_limit(client, wire, rows):
     assert [r["id"] for r in client.query(rows, filter="", limit=2)] == [0, 1]
 
 
-@pytest.mark.parametrize("params", [
-    {"limit": 0}, {"limit": -2}, {"limit": 16385}, {"limit": 10, "offset": 16380}, {"limit": 5, "offset": -1},
-    {"limit": "x"},
-])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"limit": 0},
+        {"limit": -2},
+        {"limit": 16385},
+        {"limit": 10, "offset": 16380},
+        {"limit": 5, "offset": -1},
+        {"limit": "x"},
+    ],
+)
 def test_pages_out_of_range(wire, rows, params):
     answer = wire.Query(pb.QueryRequest(collection_name=rows, expr="id >= 0", query_params=pairs(**params)))
     assert_status(answer.status, 1100)
 
 
 def test_a_limit_of_minus_one_is_no_limit(wire, rows):
-    answer = ok(wire.Query(pb.QueryRequest(collection_name=rows, expr="id >= 0", query_params=pairs(limit=-1))))
+    answer = ok(
+        wire.Query(pb.QueryRequest(collection_name=rows, expr="id >= 0", query_params=pairs(limit=-1)))
+    )
     assert len(answer.fields_data[0].scalars.long_data.data) == 100
 
 
 def test_count(client, rows):
     def count(filter=""):
         return client.query(rows, filter, output_fields=["count(*)"])
+
     assert count() == [{"count(*)": 100}]
     assert count("id < 30") == [{"count(*)": 30}]
     assert count("id < 0") == [{"count(*)": 0}]
@@ -83,8 +93,11 @@ def test_counting_rows_with_nulls_counts_them(client, name):
 
 def test_what_is_not_done_is_refused_clearly(wire, rows):
     for params in ({"group_by_fields": "n"}, {"order_by_fields": "n:desc", "limit": 3}):
-        answer = wire.Query(pb.QueryRequest(collection_name=rows, expr="id >= 0", output_fields=["n"],
-                                            query_params=pairs(**params)))
+        answer = wire.Query(
+            pb.QueryRequest(
+                collection_name=rows, expr="id >= 0", output_fields=["n"], query_params=pairs(**params)
+            )
+        )
         values = [list(f.scalars.long_data.data) for f in answer.fields_data if f.field_name == "n"]
         done = params.get("order_by_fields") and values and values[0] == [100, 99, 98]
         assert answer.status.code in (10, 1100) or done, "neither refused nor done"

@@ -159,8 +159,11 @@ def test_a_single_node_has_one_replica_and_one_resource_group(client, name):
 
 def test_batch_describe_tells_of_each_collection(client, wire, name):
     simple(client, name)
-    answer = ok(wire.BatchDescribeCollection(
-        pb.BatchDescribeCollectionRequest(collection_name=[name, "no_such_collection"])))
+    answer = ok(
+        wire.BatchDescribeCollection(
+            pb.BatchDescribeCollectionRequest(collection_name=[name, "no_such_collection"])
+        )
+    )
     assert [r.status.code for r in answer.responses] == [0, 100]
     assert answer.responses[0].collection_name == name
 
@@ -181,8 +184,9 @@ def test_older_clients_find_their_rpcs(client, wire, name):
     assert not ok(wire.HasCollection(pb.HasCollectionRequest(collection_name="none"))).value
     state = ok(wire.GetIndexState(pb.GetIndexStateRequest(collection_name=name, field_name="v")))
     assert state.state == common_pb.Finished
-    progress = ok(wire.GetIndexBuildProgress(
-        pb.GetIndexBuildProgressRequest(collection_name=name, field_name="v")))
+    progress = ok(
+        wire.GetIndexBuildProgress(pb.GetIndexBuildProgressRequest(collection_name=name, field_name="v"))
+    )
     assert progress.indexed_rows == progress.total_rows == 3
     statistics = ok(wire.GetIndexStatistics(pb.GetIndexStatisticsRequest(collection_name=name)))
     assert [d.field_name for d in statistics.index_descriptions] == ["v"]
@@ -214,8 +218,9 @@ def test_properties_can_be_changed(client, name):
 
 
 def test_a_varchar_bound_can_grow(client, name):
-    create(client, name, schema(KEY, ("t", DataType.VARCHAR, {"max_length": 4}), vector()),
-           ("v", "FLAT", "L2"))
+    create(
+        client, name, schema(KEY, ("t", DataType.VARCHAR, {"max_length": 4}), vector()), ("v", "FLAT", "L2")
+    )
     with refused(1100, "exceeds max length"):
         client.insert(name, [{"id": 1, "t": "longer", "v": [0, 0, 0, 0]}])
     client.alter_collection_field(name, "t", {"max_length": 10})
@@ -227,8 +232,13 @@ def test_unknown_rpc_parameters_of_create_are_kept_not_refused(wire, client, nam
     from pymilvus.client.prepare import Prepare
 
     body = Prepare.create_collection_request("x", schema(KEY, vector())).schema
-    ok(wire.CreateCollection(pb.CreateCollectionRequest(
-        collection_name=name, schema=body, properties=pairs(**{"mmap.enabled": "true"}))))
+    ok(
+        wire.CreateCollection(
+            pb.CreateCollectionRequest(
+                collection_name=name, schema=body, properties=pairs(**{"mmap.enabled": "true"})
+            )
+        )
+    )
     assert client.describe_collection(name)["properties"] == {"mmap.enabled": "true"}
 
 

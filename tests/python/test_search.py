@@ -4,17 +4,34 @@ import numpy as np
 import pytest
 from pymilvus import DataType
 
-from helpers import (KEY, assert_status, create, distances, ids, ok, refused, schema, search_request,
-                     simple, vector)
+from helpers import (
+    KEY,
+    assert_status,
+    create,
+    distances,
+    ids,
+    ok,
+    refused,
+    schema,
+    search_request,
+    simple,
+    vector,
+)
 
 
 @pytest.fixture
 def line(client, name):
     """Rows 0..99 on a line, half of them sealed: v = [id, 0, 0, 0], group = id % 4, t = text."""
-    simple(client, name, extra=[("g", DataType.INT64, {"nullable": True}),
-                                ("t", DataType.VARCHAR, {"max_length": 9})], dynamic=True)
+    simple(
+        client,
+        name,
+        extra=[("g", DataType.INT64, {"nullable": True}), ("t", DataType.VARCHAR, {"max_length": 9})],
+        dynamic=True,
+    )
+
     def row(i):
         return {"id": i, "g": None if i == 99 else i % 4, "t": f"t{i % 3}", "v": [i, 0, 0, 0], "dyn": i % 5}
+
     client.insert(name, [row(i) for i in range(50)])
     client.flush(name)
     client.insert(name, [row(i) for i in range(50, 100)])
@@ -48,8 +65,12 @@ def test_offset_and_limit_together_have_a_bound(wire, line):
 def test_round_decimal(wire, client, line):
     hits = client.search(line, [[0.126, 0, 0, 0]], limit=2, search_params={"round_decimal": 2})[0]
     np.testing.assert_allclose(distances(hits), [0.02, 0.76], atol=1e-6)
-    assert_status(wire.Search(search_request(line, [[0] * 4], params={"round_decimal": 7})).status, 1100,
-                  5, "round_decimal [7] is invalid, should be -1 or an integer in range [0, 6]")
+    assert_status(
+        wire.Search(search_request(line, [[0] * 4], params={"round_decimal": 7})).status,
+        1100,
+        5,
+        "round_decimal [7] is invalid, should be -1 or an integer in range [0, 6]",
+    )
 
 
 def test_the_field_may_be_left_out_only_if_there_is_one_vector(wire, client, line, name):
@@ -77,7 +98,9 @@ def test_a_query_of_another_dimension(client, line):
 def test_filters_restrict_hits(client, line):
     hits = client.search(line, [[0] * 4], filter="id % 10 == 0 and g == 2", limit=3)[0]
     assert ids(hits) == [10, 30, 50]
-    hits = client.search(line, [[0] * 4], filter='t == "t1" and dyn == {x}', filter_params={"x": 3}, limit=2)[0]
+    hits = client.search(line, [[0] * 4], filter='t == "t1" and dyn == {x}', filter_params={"x": 3}, limit=2)[
+        0
+    ]
     assert ids(hits) == [13, 28]
     assert client.search(line, [[0] * 4], filter="id > 1000")[0] == []
     with refused(1100, "cannot parse expression: id >>> 3"):
@@ -115,6 +138,7 @@ def test_ignore_growing_skips_what_is_not_sealed(client, line):
 
 # ---- range search (6.3): the radius is open, the range filter is closed
 
+
 def ranged(client, name, query, limit=100, **params):
     return client.search(name, [query], limit=limit, search_params={"params": params})[0]
 
@@ -144,6 +168,7 @@ def test_range_search_by_similarity(client, name, metric):
 
 
 # ---- grouping (6.4)
+
 
 def grouped(client, name, limit, query=(0, 0, 0, 0), **kwargs):
     return client.search(name, [list(query)], limit=limit, **kwargs)[0]

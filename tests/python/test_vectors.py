@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pymilvus import DataType
 
-from helpers import KEY, create, placeholder, schema, search_request, ok
+from helpers import KEY, create, ok, placeholder, schema, search_request
 
 N, DIM, K = 300, 32, 10
 TOLERANCE = {"f4": 1e-5, "f2": 1e-3, "bf2": 1e-2}
@@ -158,16 +158,20 @@ def test_sparse_vectors(client, name, rng, index, sealed):
 
 
 def test_sparse_values_may_be_negative(client, name):
-    create(client, name, schema(KEY, ("v", DataType.SPARSE_FLOAT_VECTOR)),
-           ("v", "SPARSE_INVERTED_INDEX", "IP"))
-    client.insert(name, [{"id": 1, "v": {1: -2.0}}, {"id": 2, "v": {1: 1.0, 2: -5.0}}, {"id": 3, "v": {9: 1.0}}])
+    create(
+        client, name, schema(KEY, ("v", DataType.SPARSE_FLOAT_VECTOR)), ("v", "SPARSE_INVERTED_INDEX", "IP")
+    )
+    client.insert(
+        name, [{"id": 1, "v": {1: -2.0}}, {"id": 2, "v": {1: 1.0, 2: -5.0}}, {"id": 3, "v": {9: 1.0}}]
+    )
     hits = client.search(name, [{1: 1.0, 2: 1.0}], limit=5)[0]
     assert [(h.id, h.distance) for h in hits] == [(1, -2.0), (2, -4.0)]
 
 
 def test_scipy_rows_are_sparse_rows_too(client, name):
-    create(client, name, schema(KEY, ("v", DataType.SPARSE_FLOAT_VECTOR)),
-           ("v", "SPARSE_INVERTED_INDEX", "IP"))
+    create(
+        client, name, schema(KEY, ("v", DataType.SPARSE_FLOAT_VECTOR)), ("v", "SPARSE_INVERTED_INDEX", "IP")
+    )
     client.insert(name, [{"id": 1, "v": [(5, 0.5), (2, 1.5)]}])
     assert client.query(name, "id == 1", output_fields=["v"])[0]["v"] == {2: 1.5, 5: 0.5}
 
@@ -182,19 +186,45 @@ def test_a_zero_vector_has_cosine_zero_with_everything(client, name):
 
 
 def test_all_vector_types_live_in_one_collection(client, name):
-    fields = [("f", DataType.FLOAT_VECTOR, {"dim": 4}), ("h", DataType.FLOAT16_VECTOR, {"dim": 4}),
-              ("b", DataType.BFLOAT16_VECTOR, {"dim": 4}), ("i", DataType.INT8_VECTOR, {"dim": 4}),
-              ("x", DataType.BINARY_VECTOR, {"dim": 8}), ("s", DataType.SPARSE_FLOAT_VECTOR)]
-    create(client, name, schema(KEY, *fields), ("f", "FLAT", "L2"), ("h", "FLAT", "IP"),
-           ("b", "FLAT", "COSINE"), ("i", "HNSW", "L2"), ("x", "BIN_FLAT", "HAMMING"),
-           ("s", "SPARSE_INVERTED_INDEX", "IP"))
+    fields = [
+        ("f", DataType.FLOAT_VECTOR, {"dim": 4}),
+        ("h", DataType.FLOAT16_VECTOR, {"dim": 4}),
+        ("b", DataType.BFLOAT16_VECTOR, {"dim": 4}),
+        ("i", DataType.INT8_VECTOR, {"dim": 4}),
+        ("x", DataType.BINARY_VECTOR, {"dim": 8}),
+        ("s", DataType.SPARSE_FLOAT_VECTOR),
+    ]
+    create(
+        client,
+        name,
+        schema(KEY, *fields),
+        ("f", "FLAT", "L2"),
+        ("h", "FLAT", "IP"),
+        ("b", "FLAT", "COSINE"),
+        ("i", "HNSW", "L2"),
+        ("x", "BIN_FLAT", "HAMMING"),
+        ("s", "SPARSE_INVERTED_INDEX", "IP"),
+    )
+
     def row(i):
-        return {"id": i, "f": [i] * 4, "h": np.array([i] * 4, np.float16),
-                "b": bf16_bytes(np.array([i] * 4)).tobytes(), "i": np.array([i] * 4, np.int8),
-                "x": bytes([i]), "s": {i: 1.0}}
+        return {
+            "id": i,
+            "f": [i] * 4,
+            "h": np.array([i] * 4, np.float16),
+            "b": bf16_bytes(np.array([i] * 4)).tobytes(),
+            "i": np.array([i] * 4, np.int8),
+            "x": bytes([i]),
+            "s": {i: 1.0},
+        }
+
     client.insert(name, [row(i) for i in range(1, 6)])
     client.flush(name)
     client.insert(name, [row(i) for i in range(6, 9)])
-    for field, query in (("f", [7.0] * 4), ("i", np.array([7] * 4, np.int8)), ("x", bytes([7])), ("s", {7: 1.0})):
+    for field, query in (
+        ("f", [7.0] * 4),
+        ("i", np.array([7] * 4, np.int8)),
+        ("x", bytes([7])),
+        ("s", {7: 1.0}),
+    ):
         assert client.search(name, [query], anns_field=field, limit=1)[0][0].id == 7, field
     assert len(client.query(name, "id > 0", output_fields=["*"])) == 8
