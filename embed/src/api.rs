@@ -8,8 +8,6 @@ pub struct Options {
     /// Directories that hold model folders, searched in this order: `DIR/<org>/<name>` or
     /// `DIR/<name>`, each in Hugging Face layout.
     pub dirs: Vec<PathBuf>,
-    /// Where models run.
-    pub device: Device,
     /// Threads of the forward pass; 0 takes one per core.
     pub threads: usize,
     /// Most tokens in one forward pass (a single longer text still runs, alone); 0 lets the
@@ -22,24 +20,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            dirs: Vec::new(),
-            device: Device::Auto,
-            threads: 0,
-            max_batch_tokens: 0,
-            queue_bytes: 64 << 20,
-        }
+        Self { dirs: Vec::new(), threads: 0, max_batch_tokens: 0, queue_bytes: 64 << 20 }
     }
-}
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// The best device this build and machine have; the CPU today.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
 }
 
 /// Which vectors a call asks for.
@@ -185,9 +167,7 @@ impl ModelSpec {
 pub struct ModelInfo {
     /// What it is.
     pub spec: ModelSpec,
-    /// Weights in memory.
-    pub parameters: usize,
-    /// Bytes of these weights.
+    /// Bytes of its weights in memory.
     pub bytes: usize,
     /// Tokens run since it was loaded.
     pub tokens: u64,

@@ -1,13 +1,39 @@
-//! BGE-M3 and its relatives: text in, dense and sparse vectors out.
+//! BGE-M3 and its relatives: text in, dense and sparse vectors out; pairs in, scores out.
+//!
+//! A [`ModelStore`] finds model folders in Hugging Face layout by name, loads each on first use
+//! and answers [`ModelStore::embed`] and [`ModelStore::rerank`]. One forward pass gives all
+//! outputs of a text; texts of all calls share batches, and nothing is ever padded.
+//!
+//! ```text
+//! store      names, folders, one model in memory per folder, the public calls
+//! folder     config.json and its companions, understood or refused
+//! tokenizer  text -> framed token ids            weights   safetensors, PyTorch zip pickles
+//! scheduler  one thread, two lanes, token-budget batches
+//! model      tokenizer + encoder + head          encoder   BERT and XLM-R, packed
+//! heads      pooling, BGE-M3, SPLADE, classifier layers    tensor operations -> kernels
+//! cpu        the kernels
+//! ```
+//!
+//! The engine knows texts and models. It knows no collections, fields or requests of a protocol;
+//! what an empty string means to a schema is decided by its caller.
 
 #![forbid(unsafe_code)]
 
 mod api;
+mod cpu;
+mod encoder;
 mod error;
+mod folder;
+mod heads;
+mod layers;
+mod model;
+mod scheduler;
 mod store;
+mod tokenizer;
+mod weights;
 
 pub use api::{
-    Device, EmbedRequest, Embeddings, Mode, ModelInfo, ModelSpec, Options, Outputs, RerankRequest,
+    EmbedRequest, Embeddings, Mode, ModelInfo, ModelSpec, Options, Outputs, RerankRequest,
 };
 pub use error::Error;
 pub use store::ModelStore;

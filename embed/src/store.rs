@@ -1,54 +1,442 @@
-//! Model folders by name; each is loaded once and shared by all calls.
+//! Model folders by name; each model is loaded once and shared by all calls.
 
-use crate::{EmbedRequest, Embeddings, Error, ModelInfo, ModelSpec, Options, RerankRequest};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// Finds, loads and runs the models of some directories.
-#[derive(Debug, Clone)]
+use tokio::sync::oneshot;
+
+use crate::cpu::sigmoid;
+use crate::folder::Folder;
+use crate::heads::Encoded;
+use crate::model::Model;
+use crate::scheduler::{Permit, Scheduler};
+use crate::tokenizer::Sequence;
+use crate::{
+    EmbedRequest, Embeddings, Error, Mode, ModelInfo, ModelSpec, Options, Outputs, RerankRequest,
+};
+
+/// Shortest length a request may ask for: room for the frame and something in it.
+const LEAST_TEXT: usize = 4;
+const LEAST_PAIR: usize = 8;
+
+/// Most bytes of vectors that one call may give; larger requests belong in several calls.
+const MAX_OUTPUT_BYTES: usize = 1 << 30;
+
+/// What a text counts in the queue beside its bytes.
+const TEXT_OVERHEAD_BYTES: usize = 64;
+
+/// Finds, loads and runs the models of some directories. Clones share everything.
+#[derive(Clone)]
 pub struct ModelStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     options: Options,
+    /// Started with the first call that runs a model.
+    scheduler: OnceLock<Result<Scheduler, Error>>,
+    /// By the name asked for.
+    slots: Mutex<HashMap<String, Arc<Slot>>>,
+}
+
+struct Slot {
+    folder: Folder,
+    /// Empty until first use, and after a load that failed: the files may have been mended.
+    model: Mutex<Option<Arc<Model>>>,
+}
+
+impl std::fmt::Debug for ModelStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelStore").field("options", &self.inner.options).finish_non_exhaustive()
+    }
 }
 
 impl ModelStore {
-    /// A store over the directories of `options`. Nothing is read yet.
+    /// A store over the directories of `options`. Nothing is read and no thread is started yet.
     pub fn new(options: Options) -> Self {
-        Self { options }
+        let inner = Inner { options, scheduler: OnceLock::new(), slots: Mutex::default() };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Finds a model and says what it can do; reads its small configuration files only.
+    ///
+    /// `name` is `<org>/<name>` or `<name>`; each directory is searched for the folder
+    /// `<org>/<name>`, then `<name>`, and failing that for one folder that differs in upper and
+    /// lower case only or has an organisation that was left out.
     ///
     /// # Errors
     /// [`Error::InvalidName`], [`Error::ModelNotFound`], [`Error::Load`] for a damaged folder and
     /// [`Error::Unsupported`] for an architecture that is not understood.
     pub fn resolve(&self, name: &str) -> Result<ModelSpec, Error> {
-        Err(Error::ModelNotFound {
-            name: name.to_owned(),
-            searched: self.options.dirs.clone(),
-            hint: "no model can be loaded yet".to_owned(),
-        })
+        Ok(self.inner.folder(name)?.spec)
     }
 
     /// Embeds texts. The model is loaded on first use; texts of concurrent calls share batches.
+    /// Must be called within a tokio runtime. Dropping the future drops the work that has not
+    /// begun.
     ///
     /// # Errors
-    /// As [`ModelStore::resolve`], and those of [`Error`] that speak of requests.
+    /// As [`ModelStore::resolve`]; [`Error::Unsupported`] for outputs the model does not have,
+    /// [`Error::Invalid`] for a length out of range or a request too large, [`Error::Overloaded`]
+    /// when too much is waiting, and [`Error::Tokenize`], [`Error::Inference`] or
+    /// [`Error::Closed`] when the run itself fails.
     pub async fn embed(&self, model: &str, request: EmbedRequest) -> Result<Embeddings, Error> {
-        let spec = self.resolve(model)?;
-        let _ = request;
-        Err(Error::Unsupported(format!("model `{}` cannot be run", spec.name)))
+        let EmbedRequest { texts, outputs, mode, max_length, prompt } = request;
+        let bytes = texts.iter().map(|text| text.len() + TEXT_OVERHEAD_BYTES).sum();
+        let count = texts.len();
+        let name = model.to_owned();
+        let prepare = move |slot: &Slot, model: &Model| {
+            let spec = &slot.folder.spec;
+            let max_length = length(spec, max_length, LEAST_TEXT)?;
+            let declared = match mode {
+                Mode::Insert => &spec.insert_prompt,
+                Mode::Search => &spec.search_prompt,
+            };
+            let prompt = prompt.as_deref().unwrap_or(declared);
+            let tokenize = |text: &String| model.tokenizer().text(prompt, text, max_length);
+            let sequences: Vec<Sequence> = texts.iter().map(tokenize).collect::<Result<_, _>>()?;
+            check_output_size(spec, outputs, &sequences)?;
+            Ok(sequences)
+        };
+        let check = move |spec: &ModelSpec| check_outputs(spec, outputs);
+        let job = self.run(name, bytes, mode, outputs, check, prepare).await?;
+        let Ran { spec, tokens, encoded } = job;
+        Ok(collect(&spec, outputs, tokens, encoded, count))
     }
 
-    /// Scores documents against a query with a cross-encoder, in the order given.
+    /// Scores documents against a query with a cross-encoder, in the order given: higher is
+    /// better, raw logits or 0 to 1 as the request says.
+    ///
+    /// Pairs are cut as FlagEmbedding cuts them: the query to three quarters of the length, then
+    /// the document to what is left.
     ///
     /// # Errors
-    /// As [`ModelStore::embed`].
+    /// As [`ModelStore::embed`]; [`Error::Unsupported`] if the model is no re-ranker.
     pub async fn rerank(&self, model: &str, request: RerankRequest) -> Result<Vec<f32>, Error> {
-        let spec = self.resolve(model)?;
-        let _ = request;
-        Err(Error::Unsupported(format!("model `{}` cannot be run", spec.name)))
+        let RerankRequest { query, docs, normalize, max_length } = request;
+        let pair_bytes = |doc: &String| query.len() + doc.len() + TEXT_OVERHEAD_BYTES;
+        let bytes = docs.iter().map(pair_bytes).sum();
+        let name = model.to_owned();
+        let prepare = move |slot: &Slot, model: &Model| {
+            let max_length = length(&slot.folder.spec, max_length, LEAST_PAIR)?;
+            let query = model.tokenizer().query(&query, max_length)?;
+            let pair = |doc: &String| model.tokenizer().pair(&query, doc, max_length);
+            docs.iter().map(pair).collect()
+        };
+        let check = |spec: &ModelSpec| match spec.reranker {
+            true => Ok(()),
+            false => Err(Error::Unsupported(format!(
+                "model `{}` is no re-ranker; it gives {}",
+                spec.name,
+                abilities(spec)
+            ))),
+        };
+        let outputs = Outputs::default();
+        let ran = self.run(name, bytes, Mode::Search, outputs, check, prepare).await?;
+        let scores = ran.encoded.into_iter().map(|encoded| encoded.score.unwrap_or_default());
+        Ok(scores.map(|score| if normalize { sigmoid(score) } else { score }).collect())
     }
 
     /// The models in memory.
     pub fn loaded(&self) -> Vec<ModelInfo> {
-        Vec::new()
+        let slots: Vec<Arc<Slot>> = lock(&self.inner.slots).values().cloned().collect();
+        let mut infos: Vec<ModelInfo> = slots
+            .iter()
+            // A model that is being loaded is not in memory yet.
+            .filter_map(|slot| slot.model.try_lock().ok()?.as_ref().map(|model| model.info()))
+            .collect();
+        infos.sort_by(|a, b| a.spec.dir.cmp(&b.spec.dir));
+        infos.dedup_by(|a, b| a.spec.dir == b.spec.dir);
+        infos
     }
+
+    /// What `embed` and `rerank` share: admit, load, tokenize off the async threads, queue, wait.
+    async fn run(
+        &self,
+        name: String,
+        bytes: usize,
+        mode: Mode,
+        outputs: Outputs,
+        check: impl Fn(&ModelSpec) -> Result<(), Error> + Send + 'static,
+        prepare: impl Fn(&Slot, &Model) -> Result<Vec<Sequence>, Error> + Send + 'static,
+    ) -> Result<Ran, Error> {
+        let permit = self.inner.scheduler()?.reserve(bytes)?;
+        let inner = Arc::clone(&self.inner);
+        let started = move || -> Result<Started, Error> {
+            let slot = inner.slot(&name)?;
+            check(&slot.folder.spec)?;
+            let model = slot.load()?;
+            let sequences = prepare(&slot, &model)?;
+            inner.submit(&slot, model, mode, outputs, sequences, permit)
+        };
+        let started = tokio::task::spawn_blocking(started)
+            .await
+            .map_err(|error| Error::Inference(format!("preparing the texts failed: {error}")))??;
+        let encoded = started.reply.await.map_err(|_| Error::Closed)??;
+        Ok(Ran { spec: started.spec, tokens: started.tokens, encoded })
+    }
+}
+
+struct Started {
+    spec: ModelSpec,
+    tokens: usize,
+    reply: oneshot::Receiver<Result<Vec<Encoded>, Error>>,
+}
+
+struct Ran {
+    spec: ModelSpec,
+    tokens: usize,
+    encoded: Vec<Encoded>,
+}
+
+impl Inner {
+    fn scheduler(&self) -> Result<&Scheduler, Error> {
+        let started = self.scheduler.get_or_init(|| Scheduler::start(&self.options));
+        started.as_ref().map_err(Error::clone)
+    }
+
+    fn submit(
+        &self,
+        slot: &Slot,
+        model: Arc<Model>,
+        mode: Mode,
+        outputs: Outputs,
+        sequences: Vec<Sequence>,
+        permit: Permit,
+    ) -> Result<Started, Error> {
+        let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+        let reply = if sequences.is_empty() {
+            let (sender, reply) = oneshot::channel();
+            // The receiver is at hand, so this cannot fail.
+            let _ = sender.send(Ok(Vec::new()));
+            reply
+        } else {
+            self.scheduler()?.submit(model, mode, outputs, sequences, permit)?
+        };
+        Ok(Started { spec: slot.folder.spec.clone(), tokens, reply })
+    }
+
+    /// The slot of a name, made on first use; two names of one folder share it.
+    fn slot(&self, name: &str) -> Result<Arc<Slot>, Error> {
+        if let Some(slot) = lock(&self.slots).get(name) {
+            return Ok(Arc::clone(slot));
+        }
+        let folder = self.folder(name)?;
+        let mut slots = lock(&self.slots);
+        let same = slots.values().find(|slot| slot.folder.spec.dir == folder.spec.dir).cloned();
+        let slot = same.unwrap_or_else(|| Arc::new(Slot { folder, model: Mutex::default() }));
+        slots.insert(name.to_owned(), Arc::clone(&slot));
+        Ok(slot)
+    }
+
+    fn folder(&self, name: &str) -> Result<Folder, Error> {
+        let parts = parts(name)?;
+        let (found, dir) = find(&self.options.dirs, name, &parts)?;
+        Folder::read(&found, &dir)
+    }
+}
+
+impl Slot {
+    /// The model, loaded if it is not. Callers wait for a load that is under way.
+    fn load(&self) -> Result<Arc<Model>, Error> {
+        let mut model = lock(&self.model);
+        if let Some(model) = &*model {
+            return Ok(Arc::clone(model));
+        }
+        let started = std::time::Instant::now();
+        let loaded = Arc::new(Model::load(&self.folder)?);
+        let name = &self.folder.spec.name;
+        let millis = started.elapsed().as_millis();
+        tracing::info!(model = name, bytes = loaded.info().bytes, millis, "model loaded");
+        *model = Some(Arc::clone(&loaded));
+        Ok(loaded)
+    }
+}
+
+/// A panic while a lock was held left no half-made state behind: every write is one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Splits a model name; nothing that could leave the model directories gets through.
+fn parts(name: &str) -> Result<Vec<&str>, Error> {
+    let invalid = |reason: &str| Error::InvalidName {
+        name: name.escape_debug().to_string(),
+        reason: reason.to_owned(),
+    };
+    if name.is_empty() || name.len() > 256 {
+        return Err(invalid("it must have 1 to 256 bytes"));
+    }
+    if name.chars().any(|c| c.is_control() || matches!(c, '\\' | ':')) {
+        return Err(invalid("it must not contain control characters, `\\` or `:`"));
+    }
+    let parts: Vec<&str> = name.split('/').collect();
+    if parts.len() > 2 {
+        return Err(invalid("it must be `<name>` or `<organisation>/<name>`"));
+    }
+    if parts.iter().any(|part| part.is_empty() || part.starts_with('.')) {
+        return Err(invalid("no part of it may be empty or start with a dot"));
+    }
+    Ok(parts)
+}
+
+/// The folder of a name, and the name as the folder spells it.
+fn find(dirs: &[PathBuf], name: &str, parts: &[&str]) -> Result<(String, PathBuf), Error> {
+    let last = parts.last().copied().unwrap_or(name);
+    let mut searched = Vec::new();
+    for dir in dirs {
+        let candidates = if name == last { &[name][..] } else { &[name, last] };
+        for candidate in candidates {
+            let path = dir.join(candidate);
+            if is_model(&path) {
+                return Ok((name.to_owned(), path));
+            }
+            searched.push(path);
+        }
+    }
+    let installed: Vec<(String, PathBuf)> = dirs.iter().flat_map(|dir| list(dir)).collect();
+    let alike = |found: &str| {
+        let found = found.to_lowercase();
+        let tail = found.rsplit('/').next().unwrap_or(&found);
+        found == name.to_lowercase() || (parts.len() == 1 && tail == name.to_lowercase())
+    };
+    let mut matches: Vec<&(String, PathBuf)> =
+        installed.iter().filter(|(found, _)| alike(found)).collect();
+    matches.dedup_by(|a, b| a.0 == b.0);
+    match matches.as_slice() {
+        [(found, path)] => Ok((found.clone(), path.clone())),
+        [] => {
+            let names: Vec<&str> = installed.iter().map(|(n, _)| n.as_str()).take(20).collect();
+            let hint = match names.is_empty() {
+                true => "no model is installed there".to_owned(),
+                false => format!("installed are {}", names.join(", ")),
+            };
+            Err(Error::ModelNotFound { name: name.to_owned(), searched, hint })
+        }
+        several => {
+            let names: Vec<&str> = several.iter().map(|(n, _)| n.as_str()).collect();
+            Err(Error::InvalidName {
+                name: name.to_owned(),
+                reason: format!("it could be each of {}; say which", names.join(", ")),
+            })
+        }
+    }
+}
+
+fn is_model(path: &Path) -> bool {
+    path.join("config.json").is_file()
+}
+
+/// The models of a directory, `<name>` and `<org>/<name>`, sorted.
+fn list(dir: &Path) -> Vec<(String, PathBuf)> {
+    /// A directory of models has a few; a home directory by mistake has many.
+    const MOST: usize = 1000;
+    let children = |dir: &Path| {
+        let entries = fs_err::read_dir(dir).into_iter().flatten().flatten().take(MOST);
+        let named = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            (!name.starts_with('.')).then(|| (name, entry.path()))
+        });
+        let mut named: Vec<(String, PathBuf)> = named.collect();
+        named.sort();
+        named
+    };
+    let mut models = Vec::new();
+    for (name, path) in children(dir) {
+        if is_model(&path) {
+            models.push((name, path));
+        } else if path.is_dir() {
+            let within = children(&path).into_iter().filter(|(_, path)| is_model(path));
+            models.extend(within.map(|(model, path)| (format!("{name}/{model}"), path)));
+        }
+    }
+    models
+}
+
+/// The length of a request, or the model's own.
+fn length(spec: &ModelSpec, asked: Option<usize>, least: usize) -> Result<usize, Error> {
+    let length = asked.unwrap_or(spec.max_length);
+    if (least..=spec.max_length_limit).contains(&length) {
+        return Ok(length);
+    }
+    Err(Error::Invalid(format!(
+        "max_length is {length}, model `{}` takes {least} to {}",
+        spec.name, spec.max_length_limit
+    )))
+}
+
+fn check_outputs(spec: &ModelSpec, outputs: Outputs) -> Result<(), Error> {
+    if outputs.is_empty() {
+        return Err(Error::Invalid("the request asks for no output".to_owned()));
+    }
+    if outputs.is_subset_of(spec.outputs()) {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "model `{}` gives no {}; it gives {}",
+        spec.name,
+        listed(outputs).join(" and "),
+        abilities(spec)
+    )))
+}
+
+/// What a model can do, in words.
+fn abilities(spec: &ModelSpec) -> String {
+    if spec.reranker {
+        return "scores of query-document pairs (it is a re-ranker)".to_owned();
+    }
+    listed(spec.outputs()).join(", ")
+}
+
+fn listed(outputs: Outputs) -> Vec<&'static str> {
+    let all = [
+        (outputs.dense, "dense vectors"),
+        (outputs.sparse, "sparse vectors"),
+        (outputs.colbert, "token vectors (ColBERT)"),
+    ];
+    all.iter().filter(|(wanted, _)| *wanted).map(|(_, name)| *name).collect()
+}
+
+fn check_output_size(
+    spec: &ModelSpec,
+    outputs: Outputs,
+    sequences: &[Sequence],
+) -> Result<(), Error> {
+    let width = spec.dense_dim.unwrap_or(0);
+    let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+    let rows = usize::from(outputs.dense) * sequences.len() + usize::from(outputs.colbert) * tokens;
+    let bytes = rows.saturating_mul(width * size_of::<f32>());
+    if bytes <= MAX_OUTPUT_BYTES {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the vectors of this request take {bytes} bytes, {MAX_OUTPUT_BYTES} are allowed; send \
+         smaller batches"
+    )))
+}
+
+fn collect(
+    spec: &ModelSpec,
+    outputs: Outputs,
+    tokens: usize,
+    encoded: Vec<Encoded>,
+    count: usize,
+) -> Embeddings {
+    let dim = if outputs.dense { spec.dense_dim.unwrap_or(0) } else { 0 };
+    let mut dense = outputs.dense.then(|| Vec::with_capacity(count * dim));
+    let mut sparse = outputs.sparse.then(|| Vec::with_capacity(count));
+    let mut colbert = outputs.colbert.then(|| Vec::with_capacity(count));
+    for one in encoded {
+        if let Some(dense) = &mut dense {
+            dense.extend(one.dense.unwrap_or_default());
+        }
+        if let Some(sparse) = &mut sparse {
+            sparse.push(one.sparse.unwrap_or_default());
+        }
+        if let Some(colbert) = &mut colbert {
+            colbert.push(one.colbert.unwrap_or_default());
+        }
+    }
+    Embeddings { dense, dim, sparse, colbert, tokens }
 }

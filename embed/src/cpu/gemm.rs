@@ -1,0 +1,461 @@
+//! Matrix products with a weight matrix that was packed once.
+//!
+//! A [`Matrix`] stores `n × k` weights as panels of two vectors of columns: panel `p` holds, for
+//! each inner index, the weights of outputs `p * NR .. (p + 1) * NR` side by side. A tile of up
+//! to 12 input rows times one panel stays in registers for the whole inner loop, the panel
+//! streams from the cache, and nothing is packed at run time. So a query of ten tokens costs no
+//! set-up, and each output element is one chain of fused multiply-adds in the order of `k`,
+//! whatever the number of rows: results do not depend on the batch.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::math::{gelu, tanh};
+
+/// Rows of one task. At the widths of BERT its inputs stay in a core's second-level cache while
+/// all panels pass by.
+const BLOCK_ROWS: usize = 96;
+
+/// What is done to an output element after the bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    None,
+    Gelu,
+    Tanh,
+}
+
+/// A weight matrix in panels, with its bias.
+pub(crate) struct Matrix {
+    arch: Arch,
+    /// Panels one after the other, each `inputs × panel_width`, from `start` on.
+    panels: Vec<f32>,
+    /// First element that lies on a cache line.
+    start: usize,
+    /// Padded with zeros to whole panels.
+    bias: Vec<f32>,
+    inputs: usize,
+    outputs: usize,
+    panel_width: usize,
+}
+
+impl std::fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Matrix({} -> {})", self.inputs, self.outputs)
+    }
+}
+
+impl Matrix {
+    /// Packs `weights` (`outputs × inputs`, row-major, as PyTorch stores a linear layer).
+    ///
+    /// # Panics
+    /// If the lengths do not fit together; callers check shapes when they read files.
+    pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Self {
+        Self::for_arch(Arch::new(), weights, bias, inputs)
+    }
+
+    fn for_arch(arch: Arch, weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Self {
+        let outputs = weights.len() / inputs;
+        assert_eq!(weights.len(), outputs * inputs, "weights are whole rows");
+        let panel_width = arch.dispatch(PanelWidth);
+        let count = outputs.div_ceil(panel_width);
+        let mut panels = vec![0.0; count * panel_width * inputs + LINE];
+        let start = panels.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        panels[start..][..count * panel_width * inputs]
+            .par_chunks_exact_mut(panel_width * inputs)
+            .enumerate()
+            .for_each(|(panel, to)| {
+                let first = panel * panel_width;
+                let count = panel_width.min(outputs - first);
+                pack(&weights[first * inputs..], inputs, inputs, count, panel_width, to);
+            });
+        let mut padded = vec![0.0; count * panel_width];
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), outputs, "one bias per output");
+            padded[..outputs].copy_from_slice(bias);
+        }
+        Self { arch, panels, start, bias: padded, inputs, outputs, panel_width }
+    }
+
+    /// Width of an input row.
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Width of an output row.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        (self.panels.len() + self.bias.len()) * size_of::<f32>()
+    }
+
+    fn panel(&self, index: usize) -> &[f32] {
+        let len = self.panel_width * self.inputs;
+        &self.panels[self.start + index * len..][..len]
+    }
+
+    fn panel_count(&self) -> usize {
+        self.bias.len() / self.panel_width
+    }
+}
+
+/// Floats in a cache line.
+const LINE: usize = 16;
+
+/// Columns of a panel for an instruction set: two vectors.
+pub(super) struct PanelWidth;
+
+impl WithSimd for PanelWidth {
+    type Output = usize;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        2 * S::F32_LANES
+    }
+}
+
+/// Transposes `count` rows of `rows` (`inputs` wide, `stride` apart) into the first columns of a
+/// panel of `width` columns; the other columns stay as they are.
+#[inline(always)]
+pub(super) fn pack(
+    rows: &[f32],
+    stride: usize,
+    inputs: usize,
+    count: usize,
+    width: usize,
+    to: &mut [f32],
+) {
+    for column in 0..count {
+        let row = &rows[column * stride..][..inputs];
+        for (x, to) in row.iter().zip(to.chunks_exact_mut(width)) {
+            to[column] = *x;
+        }
+    }
+}
+
+/// `activation(x × weightsᵀ + bias)`: `rows × inputs` in, `rows × outputs` out, row-major.
+pub(crate) fn matmul(x: &[f32], matrix: &Matrix, activation: Activation) -> Vec<f32> {
+    let rows = x.len() / matrix.inputs;
+    let mut out = vec![0.0; rows * matrix.outputs];
+    if rows == 0 {
+        return out;
+    }
+    let threads = rayon::current_num_threads();
+    if rows > BLOCK_ROWS / 2 || threads == 1 {
+        // Whole output rows per task.
+        let block = BLOCK_ROWS.min(rows.div_ceil(threads).next_multiple_of(12)).max(12);
+        out.par_chunks_mut(block * matrix.outputs).enumerate().for_each(|(index, out)| {
+            let x = &x[index * block * matrix.inputs..];
+            let rows = out.len() / matrix.outputs;
+            let panels = 0..matrix.panel_count();
+            matrix.arch.dispatch(Product { x, rows, matrix, panels, activation, out });
+        });
+        return out;
+    }
+    // A query has too few rows to share, so the threads share the columns.
+    let per_task = matrix.panel_count().div_ceil(threads).max(1);
+    let parts: Vec<(usize, Vec<f32>)> = (0..matrix.panel_count())
+        .into_par_iter()
+        .step_by(per_task)
+        .map(|first| {
+            let panels = first..(first + per_task).min(matrix.panel_count());
+            let from = first * matrix.panel_width;
+            let to = (panels.end * matrix.panel_width).min(matrix.outputs);
+            let mut part = vec![0.0; rows * (to - from)];
+            matrix.arch.dispatch(Product { x, rows, matrix, panels, activation, out: &mut part });
+            (from, part)
+        })
+        .collect();
+    for (from, part) in parts {
+        let width = part.len() / rows;
+        for (out, part) in out.chunks_exact_mut(matrix.outputs).zip(part.chunks_exact(width)) {
+            out[from..from + width].copy_from_slice(part);
+        }
+    }
+    out
+}
+
+/// For each group of rows the largest output per column: what SPLADE makes of the logits of a
+/// vocabulary, without ever storing `rows × vocabulary` of them.
+///
+/// `bounds` are the ascending row numbers where groups begin, with the end of the last one; no
+/// group is empty. The result is `groups × outputs`, bias included.
+pub(crate) fn matmul_row_max(x: &[f32], matrix: &Matrix, bounds: &[usize]) -> Vec<f32> {
+    /// Panels of one task: some hundred columns, so that one query still feeds many cores.
+    const PANELS: usize = 64;
+    let groups = bounds.len().saturating_sub(1);
+    let mut out = vec![f32::NEG_INFINITY; groups * matrix.outputs];
+    let tasks: Vec<(usize, usize, &mut [f32])> = out
+        .chunks_mut(matrix.outputs)
+        .enumerate()
+        .flat_map(|(group, row)| {
+            row.chunks_mut(PANELS * matrix.panel_width)
+                .enumerate()
+                .map(move |(part, columns)| (group, part * PANELS, columns))
+        })
+        .collect();
+    tasks.into_par_iter().for_each(|(group, first, out)| {
+        let x = &x[bounds[group] * matrix.inputs..bounds[group + 1] * matrix.inputs];
+        matrix.arch.dispatch(RowMax { x, matrix, first, out });
+    });
+    out
+}
+
+struct Product<'a> {
+    x: &'a [f32],
+    rows: usize,
+    matrix: &'a Matrix,
+    panels: std::ops::Range<usize>,
+    activation: Activation,
+    /// `rows` rows of the columns of `panels`.
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, rows, matrix, panels, activation, out } = self;
+        let first = panels.start * matrix.panel_width;
+        let width = (panels.end * matrix.panel_width).min(matrix.outputs) - first;
+        for panel in panels {
+            let column = panel * matrix.panel_width;
+            let bias = S::as_simd_f32s(&matrix.bias[column..][..matrix.panel_width]).0;
+            let mut sink = Store {
+                out,
+                stride: width,
+                column: column - first,
+                columns: matrix.panel_width.min(matrix.outputs - column),
+                bias: [bias[0], bias[1]],
+                activation,
+            };
+            multiply(simd, x, matrix.inputs, matrix.inputs, rows, matrix.panel(panel), &mut sink);
+        }
+    }
+}
+
+struct RowMax<'a> {
+    x: &'a [f32],
+    matrix: &'a Matrix,
+    /// First panel.
+    first: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for RowMax<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, matrix, first, out } = self;
+        let rows = x.len() / matrix.inputs;
+        for (offset, out) in out.chunks_mut(matrix.panel_width).enumerate() {
+            let panel = first + offset;
+            let mut sink = Largest::<S> { best: [simd.splat_f32s(f32::NEG_INFINITY); 2] };
+            multiply(simd, x, matrix.inputs, matrix.inputs, rows, matrix.panel(panel), &mut sink);
+            let bias = &matrix.bias[panel * matrix.panel_width..];
+            let best: &[f32] = bytemuck::cast_slice(&sink.best);
+            for ((out, best), bias) in out.iter_mut().zip(best).zip(bias) {
+                *out = best + bias;
+            }
+        }
+    }
+}
+
+/// Takes the finished tiles of a product.
+pub(super) trait Sink<S: Simd> {
+    /// `tile[r]` is row `row + r` of the product with the current panel.
+    fn tile<const R: usize>(&mut self, simd: S, row: usize, tile: &[[S::f32s; 2]; R]);
+}
+
+/// Adds the bias, applies the activation and writes.
+struct Store<'a, S: Simd> {
+    out: &'a mut [f32],
+    stride: usize,
+    column: usize,
+    columns: usize,
+    bias: [S::f32s; 2],
+    activation: Activation,
+}
+
+impl<S: Simd> Sink<S> for Store<'_, S> {
+    #[inline(always)]
+    fn tile<const R: usize>(&mut self, simd: S, row: usize, tile: &[[S::f32s; 2]; R]) {
+        for (r, sums) in tile.iter().enumerate() {
+            let mut values = *sums;
+            for (value, bias) in values.iter_mut().zip(self.bias) {
+                let sum = simd.add_f32s(*value, bias);
+                *value = match self.activation {
+                    Activation::None => sum,
+                    Activation::Gelu => gelu(simd, sum),
+                    Activation::Tanh => tanh(simd, sum),
+                };
+            }
+            let to = &mut self.out[(row + r) * self.stride + self.column..][..self.columns];
+            write(to, &values);
+        }
+    }
+}
+
+/// Writes two vectors, or as many of their lanes as `to` has room for.
+#[inline(always)]
+pub(super) fn write<V: bytemuck::Pod>(to: &mut [f32], values: &[V; 2]) {
+    let values: &[f32] = bytemuck::cast_slice(values);
+    // The first branch has a length known at compile time: two stores, not a call.
+    if to.len() == values.len() {
+        to.copy_from_slice(values);
+    } else {
+        to.copy_from_slice(&values[..to.len()]);
+    }
+}
+
+struct Largest<S: Simd> {
+    best: [S::f32s; 2],
+}
+
+impl<S: Simd> Sink<S> for Largest<S> {
+    #[inline(always)]
+    fn tile<const R: usize>(&mut self, simd: S, _: usize, tile: &[[S::f32s; 2]; R]) {
+        for sums in tile {
+            self.best[0] = simd.max_f32s(self.best[0], sums[0]);
+            self.best[1] = simd.max_f32s(self.best[1], sums[1]);
+        }
+    }
+}
+
+/// The product of `rows` rows (`inner` wide, `stride` apart) with one panel, tile by tile.
+#[inline(always)]
+pub(super) fn multiply<S: Simd>(
+    simd: S,
+    x: &[f32],
+    stride: usize,
+    inner: usize,
+    rows: usize,
+    panel: &[f32],
+    sink: &mut impl Sink<S>,
+) {
+    let panel = S::as_simd_f32s(panel).0;
+    let mut row = 0;
+    // With 32 registers 24 hold the tile; with 16, 12 do.
+    if const { S::REGISTER_COUNT >= 32 } {
+        while rows - row >= 12 {
+            sink.tile(simd, row, &tile::<S, 12>(simd, &x[row * stride..], stride, inner, panel));
+            row += 12;
+        }
+    }
+    while rows - row >= 6 {
+        sink.tile(simd, row, &tile::<S, 6>(simd, &x[row * stride..], stride, inner, panel));
+        row += 6;
+    }
+    while rows - row >= 2 {
+        sink.tile(simd, row, &tile::<S, 2>(simd, &x[row * stride..], stride, inner, panel));
+        row += 2;
+    }
+    if rows > row {
+        sink.tile(simd, row, &tile::<S, 1>(simd, &x[row * stride..], stride, inner, panel));
+    }
+}
+
+#[inline(always)]
+fn tile<S: Simd, const R: usize>(
+    simd: S,
+    x: &[f32],
+    stride: usize,
+    inner: usize,
+    panel: &[S::f32s],
+) -> [[S::f32s; 2]; R] {
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &x[r * stride..r * stride + inner]);
+    let panel = &panel[..2 * inner];
+    let mut sums = [[simd.splat_f32s(0.0); 2]; R];
+    for i in 0..inner {
+        let (left, right) = (panel[2 * i], panel[2 * i + 1]);
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            let x = simd.splat_f32s(row[i]);
+            sums[0] = simd.mul_add_e_f32s(x, left, sums[0]);
+            sums[1] = simd.mul_add_e_f32s(x, right, sums[1]);
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every instruction set of this machine.
+    fn arches() -> Vec<Arch> {
+        let mut arches = vec![Arch::Scalar, Arch::new()];
+        #[cfg(target_arch = "x86_64")]
+        arches.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        arches
+    }
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| (((i + seed) * 7919 + 13) % 2003) as f32 / 1001.5 - 1.0).collect()
+    }
+
+    fn exact(x: &[f32], weights: &[f32], bias: &[f32], k: usize) -> Vec<f64> {
+        let mut out = Vec::new();
+        for row in x.chunks_exact(k) {
+            for (weights, bias) in weights.chunks_exact(k).zip(bias) {
+                let products = row.iter().zip(weights).map(|(&a, &b)| f64::from(a) * f64::from(b));
+                out.push(products.sum::<f64>() + f64::from(*bias));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn products_of_awkward_shapes_agree_with_the_definition_on_every_instruction_set() {
+        for arch in arches() {
+            for (m, k, n) in [(1, 1, 1), (3, 5, 7), (13, 64, 33), (49, 20, 100), (200, 48, 31)] {
+                let (x, weights, bias) = (numbers(m * k, 1), numbers(n * k, 2), numbers(n, 3));
+                let matrix = Matrix::for_arch(arch, &weights, Some(&bias), k);
+                let out = matmul(&x, &matrix, Activation::None);
+                let expected = exact(&x, &weights, &bias, k);
+                assert_eq!(out.len(), expected.len());
+                for (got, expected) in out.iter().zip(&expected) {
+                    assert!((f64::from(*got) - expected).abs() < 1e-4, "{got} not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_among_others() {
+        let (k, n) = (96, 70);
+        let (x, weights) = (numbers(150 * k, 1), numbers(n * k, 2));
+        for arch in arches() {
+            let matrix = Matrix::for_arch(arch, &weights, None, k);
+            let together = matmul(&x, &matrix, Activation::Gelu);
+            for (x, row) in x.chunks_exact(k).zip(together.chunks_exact(n)) {
+                assert_eq!(matmul(x, &matrix, Activation::Gelu), row);
+            }
+        }
+    }
+
+    #[test]
+    fn the_row_maximum_is_the_maximum_of_the_product() {
+        let (k, n, bounds) = (24, 5000, [0, 1, 14, 40]);
+        let (x, weights, bias) = (numbers(40 * k, 4), numbers(n * k, 5), numbers(n, 6));
+        for arch in arches() {
+            let matrix = Matrix::for_arch(arch, &weights, Some(&bias), k);
+            let all = matmul(&x, &matrix, Activation::None);
+            let largest = matmul_row_max(&x, &matrix, &bounds);
+            for (group, largest) in largest.chunks_exact(n).enumerate() {
+                for column in 0..n {
+                    let rows = bounds[group]..bounds[group + 1];
+                    let expected = rows.map(|row| all[row * n + column]).fold(f32::MIN, f32::max);
+                    assert!((largest[column] - expected).abs() < 1e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_rows_give_no_rows() {
+        let matrix = Matrix::new(&[1.0, 2.0], None, 1);
+        assert_eq!(matmul(&[], &matrix, Activation::None), Vec::<f32>::new());
+        assert_eq!(matmul_row_max(&[], &matrix, &[0]), Vec::<f32>::new());
+    }
+}

@@ -1,0 +1,147 @@
+//! One loaded model: tokenizer, encoder and head together.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+
+use crate::encoder::{Encoder, PackedBatch, inference};
+use crate::folder::Folder;
+use crate::heads::{Encoded, Head};
+use crate::tokenizer::{Sequence, TextTokenizer};
+use crate::weights::Weights;
+use crate::{Error, ModelInfo, ModelSpec, Outputs};
+
+/// A model in memory.
+pub(crate) struct Model {
+    spec: ModelSpec,
+    tokenizer: TextTokenizer,
+    encoder: Encoder,
+    head: Head,
+    tokens: AtomicU64,
+}
+
+/// One text (or pair) of a batch and what is wanted of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Item<'a> {
+    pub(crate) sequence: &'a Sequence,
+    pub(crate) outputs: Outputs,
+}
+
+impl Model {
+    /// Reads everything; takes seconds for a large model.
+    pub(crate) fn load(folder: &Folder) -> Result<Self, Error> {
+        let spec = folder.spec.clone();
+        let tokenizer = TextTokenizer::load(
+            &spec.name,
+            &spec.dir,
+            folder.encoder.vocabulary,
+            folder.lowercase,
+        )?;
+        let mut weights = Weights::open(&folder.weights)?;
+        let encoder = Encoder::load(&mut weights, &folder.encoder)?;
+        let head = Head::load(folder, &mut weights, &encoder, tokenizer.specials())?;
+        Ok(Self { spec, tokenizer, encoder, head, tokens: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    pub(crate) fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    pub(crate) fn info(&self) -> ModelInfo {
+        let bytes = self.encoder.bytes() + self.head.bytes();
+        ModelInfo { spec: self.spec.clone(), bytes, tokens: self.tokens.load(Ordering::Relaxed) }
+    }
+
+    /// Most tokens of a batch on the CPU.
+    ///
+    /// A query waits for the batch that runs, so a batch is what two cores do in about a tenth
+    /// of a second, within bounds: below 128 tokens the weights are read from memory for too
+    /// few rows, and nothing is gained above 4,096.
+    pub(crate) fn batch_tokens(&self, threads: usize) -> usize {
+        /// Multiply-adds of one core in a tenth of a second, measured with MiniLM.
+        const PRODUCTS: usize = 3_000_000_000;
+        let per_token = self.encoder.config().products_per_token().max(1);
+        (PRODUCTS.saturating_mul(threads) / per_token).clamp(128, 4096)
+    }
+
+    /// Runs a batch in the current rayon pool; one result per item, in order.
+    ///
+    /// Texts are independent, so each thread takes its own share through all layers and meets
+    /// the others only at the end; a single text is shared inside the layers instead.
+    pub(crate) fn run(&self, items: &[Item<'_>]) -> Result<Vec<Encoded>, Error> {
+        let total: usize = items.iter().map(|item| item.sequence.ids.len()).sum();
+        self.tokens.fetch_add(total as u64, Ordering::Relaxed);
+        let shares = shares(items, rayon::current_num_threads());
+        let encoded: Vec<Vec<Encoded>> = shares
+            .par_iter()
+            .map(|share| {
+                let items: Vec<Item<'_>> = share.iter().map(|&index| items[index]).collect();
+                self.run_share(&items)
+            })
+            .collect::<Result<_, _>>()?;
+        let mut results = vec![Encoded::default(); items.len()];
+        for (share, encoded) in shares.iter().zip(encoded) {
+            for (&index, encoded) in share.iter().zip(encoded) {
+                results[index] = encoded;
+            }
+        }
+        Ok(results)
+    }
+
+    fn run_share(&self, items: &[Item<'_>]) -> Result<Vec<Encoded>, Error> {
+        let first_position = self.encoder.config().first_position;
+        let mut batch = PackedBatch::new();
+        for Item { sequence, .. } in items {
+            batch.push(&sequence.ids, sequence.second, first_position);
+        }
+        let ids: Vec<&[u32]> = items.iter().map(|item| item.sequence.ids.as_slice()).collect();
+        let wanted: Vec<Outputs> = items.iter().map(|item| item.outputs).collect();
+        let hidden = self.encoder.forward(&batch).map_err(|error| inference(&error))?;
+        self.head.forward(&hidden, batch.bounds(), &ids, &wanted).map_err(|error| inference(&error))
+    }
+}
+
+/// Deals texts out to threads, longest first, each to the share with the fewest tokens.
+fn shares(items: &[Item<'_>], threads: usize) -> Vec<Vec<usize>> {
+    /// Below this, a share of its own costs more than it saves.
+    const LEAST_TOKENS: usize = 64;
+    let length = |index: &usize| items[*index].sequence.ids.len();
+    let total: usize = (0..items.len()).map(|index| length(&index)).sum();
+    let count = threads.min(total / LEAST_TOKENS).min(items.len()).max(1);
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(length(index)));
+    let mut shares = vec![(0, Vec::new()); count];
+    for index in order {
+        let least = shares.iter_mut().min_by_key(|(tokens, _)| *tokens);
+        let (tokens, share) = least.expect("there is at least one share");
+        *tokens += length(&index);
+        share.push(index);
+    }
+    shares.into_iter().map(|(_, share)| share).filter(|share| !share.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_hold_every_text_once_and_are_even() {
+        let sequences: Vec<Sequence> = [5, 300, 10, 280, 20, 7, 40]
+            .map(|len| Sequence { ids: vec![0; len], second: len })
+            .to_vec();
+        let items: Vec<Item<'_>> =
+            sequences.iter().map(|sequence| Item { sequence, outputs: Outputs::DENSE }).collect();
+        let shares = shares(&items, 2);
+        let tokens =
+            |share: &Vec<usize>| share.iter().map(|&i| sequences[i].ids.len()).sum::<usize>();
+        assert_eq!(shares.len(), 2);
+        assert!(tokens(&shares[0]).abs_diff(tokens(&shares[1])) <= 20);
+        let mut all: Vec<usize> = shares.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..7).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,354 @@
+//! One thread that owns the device and turns waiting calls into batches.
+//!
+//! Calls arrive tokenized. A batch takes texts of one model, in the order they came, from as many
+//! calls as fit its budget of tokens; nothing is padded, so long and short texts mix freely and a
+//! batch costs what its tokens cost. Searches go before inserts, but inserts that have waited get
+//! every so often a batch of their own. Equal texts of a batch run once. A call whose caller has
+//! gone is dropped. A batch that fails is run again call by call, so that one bad call, or a
+//! panic, costs no other.
+//!
+//! This module knows calls and budgets. It does not know tokenizers, heads or folders.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokio::sync::oneshot;
+
+use crate::heads::Encoded;
+use crate::model::{Item, Model};
+use crate::tokenizer::Sequence;
+use crate::{Error, Mode, Options, Outputs};
+
+/// Calls that may wait; the bytes of their texts are bounded as well.
+const MAX_CALLS: usize = 16_384;
+
+/// While searches keep coming, inserts get a batch this often.
+const INSERT_TURN: Duration = Duration::from_millis(250);
+
+/// Runs calls on one device.
+pub(crate) struct Scheduler {
+    queue: Sender<Call>,
+    queued_bytes: Arc<AtomicUsize>,
+    limit_bytes: usize,
+}
+
+/// The right to have so many bytes of text waiting; given back when dropped.
+pub(crate) struct Permit {
+    bytes: usize,
+    queued_bytes: Arc<AtomicUsize>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.queued_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The tokenized texts of one request.
+struct Call {
+    model: Arc<Model>,
+    mode: Mode,
+    outputs: Outputs,
+    sequences: Vec<Sequence>,
+    /// Results of the first texts, in order.
+    encoded: Vec<Encoded>,
+    reply: oneshot::Sender<Result<Vec<Encoded>, Error>>,
+    _permit: Permit,
+}
+
+impl Scheduler {
+    /// Starts the thread and its pool.
+    ///
+    /// # Errors
+    /// [`Error::Inference`] if the system gives no threads.
+    pub(crate) fn start(options: &Options) -> Result<Self, Error> {
+        let failed = |error: String| Error::Inference(format!("cannot start threads: {error}"));
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .thread_name(|index| format!("embed-{index}"))
+            .build()
+            .map_err(|error| failed(error.to_string()))?;
+        let (queue, calls) = bounded(MAX_CALLS);
+        let worker = Worker { pool, batch_tokens: options.max_batch_tokens };
+        std::thread::Builder::new()
+            .name("embed-scheduler".to_owned())
+            .spawn(move || worker.work(&calls))
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Self { queue, queued_bytes: Arc::default(), limit_bytes: options.queue_bytes })
+    }
+
+    /// Reserves room for a request of `bytes` of text.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] if too much is waiting, [`Error::Invalid`] if it could never fit.
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<Permit, Error> {
+        if bytes > self.limit_bytes {
+            return Err(Error::Invalid(format!(
+                "the request has {bytes} bytes of text, {} are allowed at once; send smaller \
+                 batches",
+                self.limit_bytes
+            )));
+        }
+        let add =
+            |queued: usize| queued.checked_add(bytes).filter(|queued| *queued <= self.limit_bytes);
+        match self.queued_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
+            Ok(_) => Ok(Permit { bytes, queued_bytes: Arc::clone(&self.queued_bytes) }),
+            Err(queued_bytes) => Err(self.overloaded(queued_bytes, bytes)),
+        }
+    }
+
+    /// Queues the texts of a request; the receiver gets one result per text, in order.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] if too many calls are waiting, [`Error::Closed`] if the thread has
+    /// ended.
+    pub(crate) fn submit(
+        &self,
+        model: Arc<Model>,
+        mode: Mode,
+        outputs: Outputs,
+        sequences: Vec<Sequence>,
+        permit: Permit,
+    ) -> Result<oneshot::Receiver<Result<Vec<Encoded>, Error>>, Error> {
+        let (reply, receiver) = oneshot::channel();
+        let bytes = permit.bytes;
+        let encoded = Vec::with_capacity(sequences.len());
+        let call = Call { model, mode, outputs, sequences, encoded, reply, _permit: permit };
+        match self.queue.try_send(call) {
+            Ok(()) => Ok(receiver),
+            Err(TrySendError::Full(_)) => {
+                Err(self.overloaded(self.queued_bytes.load(Ordering::Relaxed), bytes))
+            }
+            Err(TrySendError::Disconnected(_)) => Err(Error::Closed),
+        }
+    }
+
+    fn overloaded(&self, queued_bytes: usize, request_bytes: usize) -> Error {
+        Error::Overloaded { queued_bytes, request_bytes, limit_bytes: self.limit_bytes }
+    }
+}
+
+struct Worker {
+    pool: ThreadPool,
+    /// Tokens of a batch; 0 asks the model.
+    batch_tokens: usize,
+}
+
+/// Texts of one call in a batch: its place in the lane, and how many of its texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pick {
+    call: usize,
+    texts: usize,
+}
+
+impl Worker {
+    /// Until the store is gone.
+    fn work(&self, calls: &Receiver<Call>) {
+        let mut lanes = Lanes::new(Instant::now());
+        loop {
+            if lanes.is_empty() {
+                match calls.recv() {
+                    Ok(call) => lanes.push(call),
+                    Err(_) => return,
+                }
+            }
+            calls.try_iter().for_each(|call| lanes.push(call));
+            lanes.drop_cancelled();
+            if let Some(lane) = lanes.next(Instant::now()) {
+                self.step(lane);
+            }
+        }
+    }
+
+    /// Runs one batch from the front of a lane.
+    fn step(&self, lane: &mut VecDeque<Call>) {
+        let Some(front) = lane.front() else { return };
+        let budget = match self.batch_tokens {
+            0 => front.model.batch_tokens(self.pool.current_num_threads()),
+            tokens => tokens,
+        };
+        let picks = pick(lane, budget);
+        match self.run(lane, &picks) {
+            Ok(encoded) => deliver(lane, &picks, encoded),
+            Err(error) if picks.len() == 1 => fail(lane, picks[0].call, error),
+            Err(_) => {
+                // From the back, so that a call that fails moves no pick still to come.
+                for pick in picks.into_iter().rev() {
+                    match self.run(lane, &[pick]) {
+                        Ok(encoded) => deliver(lane, &[pick], encoded),
+                        Err(error) => fail(lane, pick.call, error),
+                    }
+                }
+            }
+        }
+        while let Some(index) = lane.iter().position(|c| c.encoded.len() == c.sequences.len()) {
+            if let Some(call) = lane.remove(index) {
+                // Whoever asked may have gone meanwhile.
+                let _ = call.reply.send(Ok(call.encoded));
+            }
+        }
+    }
+
+    /// The results of all picked texts, pick by pick.
+    fn run(&self, lane: &VecDeque<Call>, picks: &[Pick]) -> Result<Vec<Encoded>, Error> {
+        let model = &lane[picks[0].call].model;
+        // Equal texts run once, with all that any of them wants.
+        let mut items: Vec<Item<'_>> = Vec::new();
+        let mut place: HashMap<&Sequence, usize> = HashMap::new();
+        let mut places = Vec::new();
+        for pick in picks {
+            let call = &lane[pick.call];
+            for sequence in &call.sequences[call.encoded.len()..][..pick.texts] {
+                let index = *place.entry(sequence).or_insert_with(|| {
+                    items.push(Item { sequence, outputs: Outputs::default() });
+                    items.len() - 1
+                });
+                items[index].outputs = items[index].outputs.union(call.outputs);
+                places.push(index);
+            }
+        }
+        let encoded = catch_unwind(AssertUnwindSafe(|| self.pool.install(|| model.run(&items))))
+            .unwrap_or_else(|panic| Err(Error::Inference(panic_text(&*panic))))?;
+        Ok(places.into_iter().map(|index| encoded[index].clone()).collect())
+    }
+}
+
+/// Texts for one batch: the model of the first call decides, and calls of other models wait. At
+/// least one text is taken, however long.
+fn pick(lane: &VecDeque<Call>, budget: usize) -> Vec<Pick> {
+    let mut picks = Vec::new();
+    let mut tokens = 0;
+    for (index, call) in lane.iter().enumerate() {
+        if !Arc::ptr_eq(&call.model, &lane[0].model) {
+            continue;
+        }
+        let mut texts = 0;
+        for sequence in &call.sequences[call.encoded.len()..] {
+            if tokens > 0 && tokens + sequence.ids.len() > budget {
+                break;
+            }
+            tokens += sequence.ids.len();
+            texts += 1;
+        }
+        if texts > 0 {
+            picks.push(Pick { call: index, texts });
+        }
+        if tokens >= budget || texts < call.sequences.len() - call.encoded.len() {
+            break;
+        }
+    }
+    picks
+}
+
+fn deliver(lane: &mut VecDeque<Call>, picks: &[Pick], encoded: Vec<Encoded>) {
+    let mut encoded = encoded.into_iter();
+    for pick in picks {
+        let call = &mut lane[pick.call];
+        call.encoded.extend(encoded.by_ref().take(pick.texts));
+    }
+}
+
+fn fail(lane: &mut VecDeque<Call>, index: usize, error: Error) {
+    if let Some(call) = lane.remove(index) {
+        tracing::warn!(model = call.model.spec().name, %error, "embedding call failed");
+        // Whoever asked may have gone meanwhile.
+        let _ = call.reply.send(Err(error));
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("it panicked: {}", text.unwrap_or("without a message"))
+}
+
+/// Calls that wait, searches apart from inserts.
+struct Lanes {
+    search: VecDeque<Call>,
+    insert: VecDeque<Call>,
+    /// When inserts last had a batch, or last had nothing to wait for.
+    insert_served: Instant,
+}
+
+impl Lanes {
+    fn new(now: Instant) -> Self {
+        Self { search: VecDeque::new(), insert: VecDeque::new(), insert_served: now }
+    }
+
+    fn push(&mut self, call: Call) {
+        match call.mode {
+            Mode::Search => self.search.push_back(call),
+            Mode::Insert => self.insert.push_back(call),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.search.is_empty() && self.insert.is_empty()
+    }
+
+    fn drop_cancelled(&mut self) {
+        self.search.retain(|call| !call.reply.is_closed());
+        self.insert.retain(|call| !call.reply.is_closed());
+    }
+
+    /// The lane whose turn it is.
+    fn next(&mut self, now: Instant) -> Option<&mut VecDeque<Call>> {
+        let turn = turn(
+            !self.search.is_empty(),
+            !self.insert.is_empty(),
+            now.saturating_duration_since(self.insert_served),
+        )?;
+        if turn == Mode::Insert || self.insert.is_empty() {
+            self.insert_served = now;
+        }
+        Some(match turn {
+            Mode::Search => &mut self.search,
+            Mode::Insert => &mut self.insert,
+        })
+    }
+}
+
+/// Searches first, unless inserts have waited their time.
+fn turn(search: bool, insert: bool, insert_waited: Duration) -> Option<Mode> {
+    match (search, insert) {
+        (false, false) => None,
+        (true, false) => Some(Mode::Search),
+        (false, true) => Some(Mode::Insert),
+        (true, true) if insert_waited >= INSERT_TURN => Some(Mode::Insert),
+        (true, true) => Some(Mode::Search),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn searches_go_first_and_inserts_do_not_starve() {
+        let soon = Duration::from_millis(10);
+        assert_eq!(turn(false, false, soon), None);
+        assert_eq!(turn(true, true, soon), Some(Mode::Search));
+        assert_eq!(turn(true, true, INSERT_TURN), Some(Mode::Insert));
+        assert_eq!(turn(false, true, soon), Some(Mode::Insert));
+    }
+
+    #[test]
+    fn bytes_are_given_back_when_a_call_ends() {
+        let scheduler =
+            Scheduler::start(&Options { queue_bytes: 100, threads: 1, ..Options::default() })
+                .unwrap();
+        let first = scheduler.reserve(70).unwrap();
+        let refused = scheduler.reserve(40).err().unwrap();
+        assert!(refused.is_retriable(), "{refused}");
+        drop(first);
+        assert!(scheduler.reserve(40).is_ok());
+        assert!(matches!(scheduler.reserve(101), Err(Error::Invalid(_))));
+    }
+}

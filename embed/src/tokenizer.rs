@@ -1,0 +1,179 @@
+//! Text to token ids, exactly as the reference libraries cut and frame it.
+//!
+//! Truncation and padding that a `tokenizer.json` may carry are switched off: a text is cut into
+//! pieces once, and the pieces are framed and shortened here, because the three callers shorten
+//! differently (a text keeps its beginning, a pair its query).
+
+use std::path::Path;
+
+use tokenizers::{Encoding, Token, Tokenizer};
+
+use crate::Error;
+
+/// A tokenizer file is some 17 MB at most (XLM-R's 250,002 pieces).
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// Framed token ids of a text or a pair.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Sequence {
+    pub(crate) ids: Vec<u32>,
+    /// Tokens from here on have type 1 (the second text of a BERT pair).
+    pub(crate) second: usize,
+}
+
+/// The ids around and between texts, learnt from the tokenizer's own template.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Specials {
+    single: [Vec<u32>; 2],
+    pair: [Vec<u32>; 3],
+    /// Specials before the first token of type 1 in a pair, counted without the texts.
+    pair_types: Option<usize>,
+    /// Ids that BGE-M3 gives no lexical weight: beginning, end, padding, unknown.
+    pub(crate) without_weight: Vec<u32>,
+}
+
+/// The tokenizer of one model.
+pub(crate) struct TextTokenizer {
+    model: String,
+    tokenizer: Tokenizer,
+    specials: Specials,
+    /// Ids must be below this, or the word table has no row for them.
+    vocabulary: usize,
+    lowercase: bool,
+}
+
+impl TextTokenizer {
+    /// Loads `tokenizer.json` of a model folder whose word table has `vocabulary` rows.
+    pub(crate) fn load(
+        model: &str,
+        dir: &Path,
+        vocabulary: usize,
+        lowercase: bool,
+    ) -> Result<Self, Error> {
+        let path = dir.join("tokenizer.json");
+        let load = |detail: String| Error::Load { path: path.clone(), detail };
+        let bytes = fs_err::metadata(&path).map_err(|error| load(error.to_string()))?.len();
+        if bytes > MAX_FILE_BYTES {
+            return Err(load(format!("it has {bytes} bytes, expected {MAX_FILE_BYTES} at most")));
+        }
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| load(error.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|error| load(error.to_string()))?;
+        tokenizer.with_padding(None);
+        let specials = specials(&tokenizer).map_err(|detail| load(detail.to_owned()))?;
+        let highest = specials.single.iter().chain(&specials.pair).flatten().max();
+        if let Some(id) = highest.filter(|id| **id as usize >= vocabulary) {
+            return Err(load(format!(
+                "a special token has id {id}, but the model has {vocabulary} word vectors"
+            )));
+        }
+        Ok(Self { model: model.to_owned(), tokenizer, specials, vocabulary, lowercase })
+    }
+
+    /// The ids around texts.
+    pub(crate) fn specials(&self) -> &Specials {
+        &self.specials
+    }
+
+    /// `prompt + text` in its frame, at most `max_length` ids, the end cut off.
+    pub(crate) fn text(
+        &self,
+        prompt: &str,
+        text: &str,
+        max_length: usize,
+    ) -> Result<Sequence, Error> {
+        let [before, after] = &self.specials.single;
+        let room = max_length.saturating_sub(before.len() + after.len());
+        let pieces = if prompt.is_empty() {
+            self.pieces(text, room)?
+        } else {
+            self.pieces(&[prompt, text].concat(), room)?
+        };
+        let ids = [before.as_slice(), &pieces, after].concat();
+        Ok(Sequence { second: ids.len(), ids })
+    }
+
+    /// A query's pieces for [`TextTokenizer::pair`]: at most three quarters of `max_length`, as
+    /// FlagEmbedding leaves room for the document.
+    pub(crate) fn query(&self, query: &str, max_length: usize) -> Result<Vec<u32>, Error> {
+        let frame: usize = self.specials.pair.iter().map(Vec::len).sum();
+        self.pieces(query, (max_length * 3 / 4).min(max_length.saturating_sub(frame)))
+    }
+
+    /// A query and a document in their frame, at most `max_length` ids; only the document is cut.
+    pub(crate) fn pair(
+        &self,
+        query: &[u32],
+        document: &str,
+        max_length: usize,
+    ) -> Result<Sequence, Error> {
+        let [before, between, after] = &self.specials.pair;
+        let frame = before.len() + between.len() + after.len();
+        let pieces = self.pieces(document, max_length.saturating_sub(frame + query.len()))?;
+        let ids = [before.as_slice(), query, between, &pieces, after].concat();
+        let second = self.specials.pair_types.map_or(ids.len(), |at| at + query.len());
+        Ok(Sequence { ids, second })
+    }
+
+    /// The first `most` pieces of a text, without specials.
+    fn pieces(&self, text: &str, most: usize) -> Result<Vec<u32>, Error> {
+        let tokenize = |detail: String| Error::Tokenize { model: self.model.clone(), detail };
+        let lowered;
+        let text = if self.lowercase {
+            lowered = text.to_lowercase();
+            &lowered
+        } else {
+            text
+        };
+        let encoding =
+            self.tokenizer.encode_fast(text, false).map_err(|error| tokenize(error.to_string()))?;
+        let ids = &encoding.get_ids()[..encoding.len().min(most)];
+        match ids.iter().find(|id| **id as usize >= self.vocabulary) {
+            None => Ok(ids.to_vec()),
+            Some(id) => Err(tokenize(format!(
+                "it gives token id {id}, but the model has {} word vectors; tokenizer.json and \
+                 the weights are of different models",
+                self.vocabulary
+            ))),
+        }
+    }
+}
+
+/// Frames marker tokens and looks where they come out.
+fn specials(tokenizer: &Tokenizer) -> Result<Specials, &'static str> {
+    /// No vocabulary reaches these ids.
+    const MARKERS: [u32; 2] = [u32::MAX, u32::MAX - 1];
+    const REASON: &str = "its post-processor does not frame texts in a way that is understood";
+    let marker = |id: u32| Encoding::from_tokens(vec![Token::new(id, String::new(), (0, 0))], 0);
+    let [first, second] = MARKERS;
+    let frame = |pair: Option<Encoding>| {
+        tokenizer.post_process(marker(first), pair, true).map_err(|_| REASON)
+    };
+    let at = |ids: &[u32], id: u32| ids.iter().position(|&found| found == id).ok_or(REASON);
+
+    let single = frame(None)?;
+    let ids = single.get_ids();
+    let text = at(ids, first)?;
+    let pair = frame(Some(marker(second)))?;
+    let pair_ids = pair.get_ids();
+    let (query, document) = (at(pair_ids, first)?, at(pair_ids, second)?);
+    if document < query {
+        return Err(REASON);
+    }
+    // The two markers themselves are not specials.
+    let pair_types =
+        pair.get_type_ids().iter().position(|&kind| kind == 1).filter(|&at| at > query);
+    let without_weight = ["<s>", "</s>", "<pad>", "<unk>"]
+        .iter()
+        .filter_map(|token| tokenizer.token_to_id(token))
+        .collect();
+    Ok(Specials {
+        single: [ids[..text].to_vec(), ids[text + 1..].to_vec()],
+        pair: [
+            pair_ids[..query].to_vec(),
+            pair_ids[query + 1..document].to_vec(),
+            pair_ids[document + 1..].to_vec(),
+        ],
+        pair_types: pair_types.map(|at| at - 1),
+        without_weight,
+    })
+}

@@ -1,0 +1,61 @@
+//! Where the test models are, and how values are compared.
+
+use std::path::{Path, PathBuf};
+
+use elanus_embed::{ModelStore, Options};
+use serde::de::DeserializeOwned;
+
+/// The folder of the golden data.
+pub(crate) fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/embedding-golden")
+}
+
+/// The expected values of a model.
+pub(crate) fn golden<T: DeserializeOwned>(model: &str) -> T {
+    let path = golden_dir().join(format!("{model}.golden.json"));
+    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).unwrap()
+}
+
+/// A store over the golden models.
+pub(crate) fn store() -> ModelStore {
+    ModelStore::new(Options { dirs: vec![golden_dir()], ..Options::default() })
+}
+
+/// Asserts that values differ by `tolerance` at most.
+#[track_caller]
+pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
+    let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference <= tolerance, "largest difference {difference}, allowed is {tolerance}");
+}
+
+/// A copy of one golden model that a test may damage.
+pub(crate) struct Golden {
+    dir: tempfile::TempDir,
+}
+
+impl Golden {
+    /// Copies the folder `model`.
+    pub(crate) fn copy_of(model: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join(model);
+        std::fs::create_dir(&to).unwrap();
+        for entry in std::fs::read_dir(golden_dir().join(model)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::write(to.join(entry.file_name()), std::fs::read(entry.path()).unwrap())
+                .unwrap();
+        }
+        Self { dir }
+    }
+
+    /// The model directory.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A store over it.
+    pub(crate) fn store(&self) -> ModelStore {
+        ModelStore::new(Options { dirs: vec![self.dir.path().to_owned()], ..Options::default() })
+    }
+}

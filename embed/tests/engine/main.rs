@@ -1,0 +1,10 @@
+//! The engine from outside: one test binary, because each one links all of candle again.
+
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod real_models;
