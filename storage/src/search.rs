@@ -1,1 +1,374 @@
-//! Searching a view.
+//! Selecting rows of a view, and finding the best of them.
+//!
+//! [`ReadView::select`] turns time, partitions and filter into one mask per chunk of rows; any
+//! number of searches then share it. A search visits every piece of every segment in parallel
+//! on the current rayon pool and merges the pieces' best hits. How rows are fetched once they
+//! are found stands in `query`.
+
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::Float32Type;
+use arrow_array::{Array, ArrayRef};
+use elanus_index::{
+    Cancel, Elem, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, SparseScan,
+    VectorIndex, Vectors,
+};
+use rayon::prelude::*;
+
+use crate::Error;
+use crate::filter::{Columns, Predicate};
+use crate::keys::{Key, KeyColumn, Keys};
+use crate::schema::{DataType, Field};
+use crate::segment::Segment;
+use crate::view::{ReadView, RowAddr};
+
+/// 32,768 rows: the piece of a sealed segment that one thread scans at a time. Large enough that
+/// handing it out costs nothing, small enough that one query keeps every core busy to the end.
+const PIECE_ROWS: usize = 32_768;
+
+/// A key set is looked up by binary search while it has fewer keys than one in this many rows;
+/// with more keys, one pass over the key column is cheaper.
+const ROWS_PER_LOOKUP: usize = 16;
+
+/// A row that was found, and how good it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Found {
+    /// Where it is in the view that was searched.
+    pub addr: RowAddr,
+    /// Larger is better, whatever the metric.
+    pub score: f32,
+}
+
+/// Which rows of a view a read is about.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scope<'a> {
+    /// Only these partitions; `None` means all.
+    pub partitions: Option<&'a [i64]>,
+    /// Only rows for which this is true.
+    pub filter: Option<&'a Predicate>,
+    /// Leave out rows that are not in a sealed segment yet.
+    pub ignore_growing: bool,
+}
+
+/// Queries over one vector field.
+#[derive(Clone, Copy, Debug)]
+pub struct AnnQuery<'a> {
+    /// Name of the vector field.
+    pub field: &'a str,
+    /// How nearness is measured; sparse fields know only [`Metric::Ip`].
+    pub metric: Metric,
+    /// In the field's own element type and dimension.
+    pub queries: &'a [Query<'a>],
+    /// How many rows are wanted, and within which scores.
+    pub params: SearchParams,
+}
+
+/// The rows of a [`Scope`] in one view; of no use with another view.
+#[derive(Debug)]
+pub struct Selection {
+    /// By position of the segment; within it, by chunk. `None`: nothing of the segment.
+    pub(crate) segments: Vec<Option<Vec<RowMask>>>,
+    rows: usize,
+}
+
+impl Selection {
+    /// How many rows are selected.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+impl ReadView {
+    /// Works out which rows a read may see: visible at the view's time, not deleted, in the
+    /// wanted partitions, and true under the filter.
+    ///
+    /// # Errors
+    /// [`Error::Filter`] if the filter cannot be evaluated, [`Error::Search`] once `cancel` is
+    /// set, [`Error::Corrupt`] if a file that is needed is damaged.
+    pub fn select(&self, scope: &Scope<'_>, cancel: &Cancel) -> Result<Selection, Error> {
+        let filter = scope.filter.filter(|filter| !filter.is_always_true());
+        let keys = filter.and_then(Predicate::key_set);
+        let segments = self
+            .segments()?
+            .par_iter()
+            .map(|segment| {
+                cancel.check()?;
+                let wanted = scope.partitions.is_none_or(|ids| ids.contains(&segment.partition));
+                if !wanted || (scope.ignore_growing && segment.is_growing()) {
+                    return Ok(None);
+                }
+                let masks = match (&keys, filter) {
+                    (Some(keys), _) if !may_hold(segment, keys) => return Ok(None),
+                    (Some(keys), _) if lookup_is_cheaper(segment, keys) => {
+                        vec![self.mask_of_keys(segment, keys)?]
+                    }
+                    (_, None) => self.visible_by_chunk(segment)?,
+                    (_, Some(filter)) => self.mask_of_filter(segment, filter, cancel)?,
+                };
+                Ok(masks.iter().any(|mask| !mask.is_none()).then_some(masks))
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let rows = segments.iter().flatten().flatten().map(RowMask::count).sum();
+        Ok(Selection { segments, rows })
+    }
+
+    /// How many rows are selected: `count(*)`.
+    pub fn count(&self, selection: &Selection) -> usize {
+        selection.rows
+    }
+
+    /// The best rows for each query, best first; equal scores by ascending primary key.
+    ///
+    /// Fewer than `params.k` rows come back where fewer are selected, share a term with a sparse
+    /// query, or lie within the bounds. Rows without a vector are never found.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is no such vector field, [`Error::Search`] if a query does not
+    /// fit the field or `cancel` is set, [`Error::Corrupt`] if a file that is needed is damaged.
+    pub fn search(
+        &self,
+        selection: &Selection,
+        ann: &AnnQuery<'_>,
+        cancel: &Cancel,
+    ) -> Result<Vec<Vec<Found>>, Error> {
+        let field = self.known_field(ann.field)?;
+        let segments = self.segments()?;
+        let mut pieces = Vec::new();
+        for (position, segment) in segments.iter().enumerate() {
+            let Some(masks) = selection.segments.get(position).and_then(Option::as_ref) else {
+                continue;
+            };
+            for (chunk, ((start, rows), mask)) in segment.chunks().zip(masks).enumerate() {
+                if mask.is_none() {
+                    continue;
+                }
+                pieces.extend(split(rows, segment, field).map(|(from, len)| Piece {
+                    segment: position as u32,
+                    chunk,
+                    chunk_start: start,
+                    from,
+                    len,
+                    mask,
+                }));
+            }
+        }
+        let mut found = vec![Vec::new(); ann.queries.len()];
+        let hits = pieces
+            .par_iter()
+            .map(|piece| piece.search(&segments[piece.segment as usize], field, ann, cancel))
+            .collect::<Result<Vec<_>, Error>>()?;
+        for (piece, lists) in pieces.iter().zip(hits) {
+            for (found, hits) in found.iter_mut().zip(lists) {
+                found.extend(hits.into_iter().map(|hit| piece.found(hit)));
+            }
+        }
+        for found in &mut found {
+            self.best_first(found)?;
+            found.truncate(ann.params.k);
+        }
+        Ok(found)
+    }
+
+    /// Sorts by descending score, equal scores by ascending primary key.
+    fn best_first(&self, found: &mut [Found]) -> Result<(), Error> {
+        found.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.addr.cmp(&b.addr)));
+        for run in found.chunk_by_mut(|a, b| a.score == b.score) {
+            if run.len() > 1 {
+                let mut keyed = run
+                    .iter()
+                    .map(|found| Ok((self.key_of(found.addr)?, *found)))
+                    .collect::<Result<Vec<(Key, Found)>, Error>>()?;
+                keyed.sort_by(|a, b| a.0.cmp(&b.0));
+                for (slot, (_, found)) in run.iter_mut().zip(keyed) {
+                    *slot = found;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn visible_by_chunk(&self, segment: &Segment) -> Result<Vec<RowMask>, Error> {
+        let visible = segment.visible(self.ts)?;
+        if segment.chunks().len() == 1 {
+            return Ok(vec![visible]);
+        }
+        Ok(segment.chunks().map(|(start, rows)| visible.slice(start as usize, rows)).collect())
+    }
+
+    fn mask_of_filter(
+        &self,
+        segment: &Segment,
+        filter: &Predicate,
+        cancel: &Cancel,
+    ) -> Result<Vec<RowMask>, Error> {
+        let mut masks = self.visible_by_chunk(segment)?;
+        for (chunk, ((_, rows), mask)) in segment.chunks().zip(&mut masks).enumerate() {
+            cancel.check()?;
+            if mask.is_none() {
+                continue;
+            }
+            let columns = ChunkColumns { segment, chunk, rows };
+            *mask = filter.eval_within(&columns, mask, cancel)?;
+        }
+        Ok(masks)
+    }
+
+    fn mask_of_keys(&self, segment: &Segment, keys: &Keys) -> Result<RowMask, Error> {
+        let visible = segment.visible(self.ts)?;
+        let column = KeyColumn::new(&segment.column(0, self.schema.primary())?)?;
+        let mut mask = RowMask::none(visible.len());
+        for key in keys.iter() {
+            for row in column.equal_range(key, 0) {
+                if visible.contains(row as Row) {
+                    mask.insert(row as Row);
+                }
+            }
+        }
+        Ok(mask)
+    }
+
+    pub(crate) fn known_field(&self, name: &str) -> Result<&Field, Error> {
+        self.schema.field(name).ok_or_else(|| Error::Invalid(format!("field {name} not exist")))
+    }
+}
+
+/// Whether a key of the set may be in the segment, as far as its smallest and largest key tell.
+pub(crate) fn may_hold(segment: &Segment, keys: &Keys) -> bool {
+    segment.key_range().is_none_or(|(low, high)| keys.iter().any(|key| (low..=high).contains(&key)))
+}
+
+pub(crate) fn lookup_is_cheaper(segment: &Segment, keys: &Keys) -> bool {
+    segment.is_sorted_by_key()
+        && segment.chunks().len() == 1
+        && keys.len() < segment.rows() / ROWS_PER_LOOKUP
+}
+
+/// The columns of one chunk, as a filter sees them.
+struct ChunkColumns<'a> {
+    segment: &'a Segment,
+    chunk: usize,
+    rows: usize,
+}
+
+impl Columns for ChunkColumns<'_> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn column(&self, field: &Field) -> Result<ArrayRef, Error> {
+        self.segment.column(self.chunk, field)
+    }
+}
+
+/// A run of rows that one thread searches.
+struct Piece<'a> {
+    segment: u32,
+    chunk: usize,
+    chunk_start: Row,
+    /// First row within the chunk.
+    from: usize,
+    len: usize,
+    /// Of the whole chunk.
+    mask: &'a RowMask,
+}
+
+/// Only scans of dense rows can be split: an inverted index covers its whole segment.
+fn split(
+    rows: usize,
+    segment: &Segment,
+    field: &Field,
+) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let size = match field.data_type {
+        DataType::SparseFloatVector if segment.sparse_index(field).is_some() => rows.max(1),
+        _ => PIECE_ROWS,
+    };
+    (0..rows).step_by(size).map(move |from| (from, size.min(rows - from)))
+}
+
+impl Piece<'_> {
+    fn search(
+        &self,
+        segment: &Segment,
+        field: &Field,
+        ann: &AnnQuery<'_>,
+        cancel: &Cancel,
+    ) -> Result<Vec<Vec<Hit>>, Error> {
+        let whole = self.from == 0 && self.len == self.mask.len();
+        let mut allowed =
+            if whole { self.mask.clone() } else { self.mask.slice(self.from, self.len) };
+        if allowed.is_none() {
+            return Ok(vec![Vec::new(); ann.queries.len()]);
+        }
+        let column = segment.column(self.chunk, field)?.slice(self.from, self.len);
+        if let Some(nulls) = column.nulls().filter(|nulls| nulls.null_count() > 0) {
+            allowed.and_with(&RowMask::from_boolean_buffer(nulls.inner()));
+        }
+        let index = open(segment, field, &column, ann.metric, whole)?;
+        Ok(index.search_many(ann.queries, &ann.params, &allowed, cancel)?)
+    }
+
+    fn found(&self, hit: Hit) -> Found {
+        let row = self.chunk_start + self.from as Row + hit.row;
+        Found { addr: RowAddr { segment: self.segment, row }, score: hit.score }
+    }
+}
+
+/// The index that answers for a run of rows; exact where there is none of its own.
+fn open(
+    segment: &Segment,
+    field: &Field,
+    column: &ArrayRef,
+    metric: Metric,
+    whole: bool,
+) -> Result<Arc<dyn VectorIndex>, Error> {
+    if field.data_type == DataType::SparseFloatVector {
+        if metric != Metric::Ip {
+            return Err(Error::Invalid(format!(
+                "field `{}` holds sparse vectors, which are compared by IP, not {metric:?}",
+                field.name
+            )));
+        }
+        if whole && let Some(index) = segment.sparse_index(field) {
+            return Ok(index);
+        }
+        let rows = column.as_binary::<i64>();
+        return Ok(Arc::new(SparseScan::new(
+            rows.offsets().inner().clone(),
+            rows.values().clone(),
+        )));
+    }
+    Ok(Arc::new(FlatIndex::new(vectors(field, column)?, metric)))
+}
+
+/// The rows of a dense vector column, without a copy.
+pub(crate) fn vectors(field: &Field, column: &ArrayRef) -> Result<Vectors, Error> {
+    let elem = match field.data_type {
+        DataType::FloatVector { .. } => Elem::F32,
+        DataType::Float16Vector { .. } => Elem::F16,
+        DataType::BFloat16Vector { .. } => Elem::Bf16,
+        DataType::Int8Vector { .. } => Elem::I8,
+        DataType::BinaryVector { .. } => Elem::Bit,
+        _ => return Err(Error::Invalid(format!("field `{}` holds no vectors", field.name))),
+    };
+    let dim = field.data_type.dim().unwrap_or(0) as usize;
+    let buffer = match elem {
+        Elem::F32 => {
+            let values = column.as_fixed_size_list().values();
+            values.as_primitive::<Float32Type>().values().inner().clone()
+        }
+        Elem::F16 | Elem::Bf16 | Elem::I8 | Elem::Bit => {
+            column.as_fixed_size_binary().values().clone()
+        }
+    };
+    let vectors = Vectors::new(buffer, elem, dim)?;
+    if vectors.rows() != column.len() {
+        return Err(Error::Internal(format!(
+            "field `{}`: {} vectors for {} rows",
+            field.name,
+            vectors.rows(),
+            column.len()
+        )));
+    }
+    Ok(vectors)
+}

@@ -1,0 +1,1157 @@
+//! The language as a whole: tables from the contract, the fast filter against the slow one, and
+//! hostile text.
+
+use std::sync::Arc;
+
+use arrow_array::builder::{
+    BooleanBuilder, Float32Builder, Float64Builder, Int8Builder, Int32Builder, Int64Builder,
+    LargeBinaryBuilder, LargeListBuilder, LargeStringBuilder, PrimitiveBuilder,
+};
+use arrow_array::types::ArrowPrimitiveType;
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{DataType as ArrowType, Field as ArrowField};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::ast::{Binary, Cmp, Connective, Expr, Kind, List};
+use super::lex::Span;
+use super::oracle::{Oracle, Row, Val};
+use super::value::Num;
+use super::*;
+use crate::schema::DataType;
+
+fn field(id: i64, name: &str, data_type: DataType) -> Field {
+    Field {
+        id,
+        name: name.into(),
+        description: String::new(),
+        data_type,
+        nullable: name != "id",
+        default: None,
+        primary_key: name == "id",
+        auto_id: false,
+        partition_key: false,
+        clustering_key: false,
+        dynamic: name == "$meta",
+        function_output: false,
+        type_params: vec![],
+    }
+}
+
+const FIELDS: [&str; 11] =
+    ["id", "tiny", "int", "single", "double", "text", "flag", "ints", "tags", "doc", "$meta"];
+
+fn schema() -> Schema {
+    let array = |element| DataType::Array { element: Box::new(element), max_capacity: 8 };
+    let text = || DataType::VarChar { max_length: 64 };
+    let types = [
+        DataType::Int64,
+        DataType::Int8,
+        DataType::Int32,
+        DataType::Float,
+        DataType::Double,
+        text(),
+        DataType::Bool,
+        array(DataType::Int64),
+        array(text()),
+        DataType::Json,
+        DataType::Json,
+    ];
+    let mut fields: Vec<Field> =
+        (100..).zip(FIELDS.iter().zip(types)).map(|(id, (name, t))| field(id, name, t)).collect();
+    fields.insert(10, field(200, "vector", DataType::FloatVector { dim: 2 }));
+    let schema = Schema {
+        description: String::new(),
+        fields,
+        enable_dynamic_field: true,
+        functions: vec![],
+        properties: vec![],
+        version: 1,
+    };
+    schema.validate().unwrap();
+    schema
+}
+
+/// The same without dynamic keys.
+fn strict() -> Schema {
+    let mut schema = schema();
+    schema.fields.pop();
+    schema.enable_dynamic_field = false;
+    schema
+}
+
+fn primitive<T: ArrowPrimitiveType>(
+    rows: &[Row],
+    name: &str,
+    value: impl Fn(&Val) -> T::Native,
+) -> ArrayRef {
+    let mut builder = PrimitiveBuilder::<T>::new();
+    for row in rows {
+        builder.append_option(row.get(name).map(&value));
+    }
+    Arc::new(builder.finish())
+}
+
+fn int_of(value: &Val) -> i64 {
+    match value {
+        Val::Num(Num::Int(int)) => *int as i64,
+        other => panic!("{other:?} is no integer"),
+    }
+}
+
+fn text_of(value: &Val) -> &str {
+    match value {
+        Val::Text(text) => text,
+        other => panic!("{other:?} is no text"),
+    }
+}
+
+fn batch(rows: &[Row]) -> RecordBatch {
+    type I8 = <Int8Builder as Primitive>::Type;
+    type I32 = <Int32Builder as Primitive>::Type;
+    type I64 = <Int64Builder as Primitive>::Type;
+    type F32 = <Float32Builder as Primitive>::Type;
+    type F64 = <Float64Builder as Primitive>::Type;
+    trait Primitive {
+        type Type: ArrowPrimitiveType;
+    }
+    impl<T: ArrowPrimitiveType> Primitive for PrimitiveBuilder<T> {
+        type Type = T;
+    }
+
+    let mut text = LargeStringBuilder::new();
+    let mut flag = BooleanBuilder::new();
+    let item = |t| ArrowField::new("item", t, false);
+    let mut ints = LargeListBuilder::new(Int64Builder::new()).with_field(item(ArrowType::Int64));
+    let mut tags =
+        LargeListBuilder::new(LargeStringBuilder::new()).with_field(item(ArrowType::LargeUtf8));
+    let (mut doc, mut meta) = (LargeBinaryBuilder::new(), LargeBinaryBuilder::new());
+    for row in rows {
+        text.append_option(row.get("text").map(text_of));
+        flag.append_option(row.get("flag").map(|value| *value == Val::Bool(true)));
+        match row.get("ints") {
+            Some(Val::List(items)) => ints.append_value(items.iter().map(|i| Some(int_of(i)))),
+            _ => ints.append_null(),
+        }
+        match row.get("tags") {
+            Some(Val::List(items)) => tags.append_value(items.iter().map(|t| Some(text_of(t)))),
+            _ => tags.append_null(),
+        }
+        for (name, builder) in [("doc", &mut doc), ("$meta", &mut meta)] {
+            builder.append_option(row.get(name).map(|value| match value {
+                Val::Json(json) => json.to_string(),
+                other => panic!("{other:?} is no JSON"),
+            }));
+        }
+    }
+    let vector = schema().field("vector").unwrap().absent(rows.len());
+    let columns: Vec<ArrayRef> = vec![
+        primitive::<I64>(rows, "id", int_of),
+        primitive::<I8>(rows, "tiny", |value| int_of(value) as i8),
+        primitive::<I32>(rows, "int", |value| int_of(value) as i32),
+        primitive::<F32>(rows, "single", |value| match value {
+            Val::Single(value) => *value,
+            other => panic!("{other:?}"),
+        }),
+        primitive::<F64>(rows, "double", |value| match value {
+            Val::Num(Num::Float(value)) => *value,
+            other => panic!("{other:?}"),
+        }),
+        Arc::new(text.finish()),
+        Arc::new(flag.finish()),
+        Arc::new(ints.finish()),
+        Arc::new(tags.finish()),
+        Arc::new(doc.finish()),
+        vector,
+        Arc::new(meta.finish()),
+    ];
+    RecordBatch::try_new(schema().to_arrow(), columns).unwrap()
+}
+
+fn num(value: i64) -> Val {
+    Val::Num(Num::Int(value.into()))
+}
+
+/// Seven rows with something of everything; row 6 has nulls wherever it can.
+fn sample() -> Vec<Row> {
+    let metas = [
+        json!({"color": "red", "n": 1, "deep": {"list": [1, "a", [2, 3]]}, "on": true}),
+        json!({"color": "green", "n": 2.5, "deep": {"list": []}, "on": false}),
+        json!({"color": 7, "n": 9007199254740993_i64}),
+        json!({"color": null, "n": "1"}),
+        json!({"deep": {"list": [3, 3.0, null]}, "big": 18446744073709551615_u64}),
+        json!({}),
+        json!({"quote\"d": 1, "color": "blue"}),
+    ];
+    let mut rows: Vec<Row> = Vec::new();
+    for (i, meta) in (0_i64..).zip(metas) {
+        let mut row = Row::new();
+        row.insert("id".into(), num(i));
+        row.insert("$meta".into(), Val::Json(meta));
+        if i < 6 {
+            row.insert("tiny".into(), num(i * 50 - 125));
+            row.insert("int".into(), num(i * 10));
+            row.insert("single".into(), Val::Single(i as f32 / 10.0));
+            row.insert("double".into(), Val::Num(Num::Float(i as f64 / 10.0)));
+            row.insert("text".into(), Val::Text(format!("name{i}%")));
+            row.insert("flag".into(), Val::Bool(i % 2 == 0));
+            row.insert("ints".into(), Val::List((0..i).map(num).collect()));
+            let tags = ["x", "y", "zz"].iter().take(i as usize % 4);
+            row.insert("tags".into(), Val::List(tags.map(|t| Val::Text((*t).into())).collect()));
+            row.insert("doc".into(), Val::Json(json!({"a": {"b": i}, "l": [i, i + 1]})));
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+fn templates() -> Templates {
+    Templates::from([
+        ("five".into(), TemplateValue::Int(5)),
+        ("half".into(), TemplateValue::Float(0.5)),
+        ("name".into(), TemplateValue::String("name1%".into())),
+        ("yes".into(), TemplateValue::Bool(true)),
+        ("list".into(), TemplateValue::Array(vec![TemplateValue::Int(1), TemplateValue::Int(3)])),
+        ("empty".into(), TemplateValue::Array(vec![])),
+        ("mixed".into(), TemplateValue::Json(json!([1, "red", 2.5]))),
+        ("blob".into(), TemplateValue::Bytes(Bytes::from_static(b"MRB1"))),
+    ])
+}
+
+fn matching(filter: &str) -> Vec<u32> {
+    let predicate = compile(filter, &schema(), &templates())
+        .unwrap_or_else(|error| panic!("{}", error.render(filter)));
+    predicate.eval(&batch(&sample())).unwrap().iter().collect()
+}
+
+fn error(filter: &str) -> String {
+    match compile(filter, &schema(), &templates()) {
+        Ok(_) => panic!("{filter} should be refused"),
+        Err(error) => {
+            assert!(error.span.end <= filter.len(), "{filter}: {:?}", error.span);
+            error.message
+        }
+    }
+}
+
+#[test]
+fn the_forms_of_the_contract_choose_their_rows() {
+    for (filter, rows) in [
+        // Comparisons, either way round, and chains.
+        ("int > 30", &[4, 5][..]),
+        ("30 < int", &[4, 5]),
+        ("10 <= int <= 25", &[1, 2]),
+        ("25 >= int > 10", &[2]),
+        ("10 <= int <= 10", &[1]),
+        ("int == 10 or int == 20 and flag", &[1, 2]),
+        ("(int == 10 || int == 20) && flag", &[2]),
+        ("INT == 10 OR id == 3", &[3]),
+        // Exact over types and outside of ranges.
+        ("tiny < 300", &[0, 1, 2, 3, 4, 5]),
+        ("tiny > 300", &[]),
+        ("not (tiny > 300)", &[0, 1, 2, 3, 4, 5]),
+        ("tiny >= -125", &[0, 1, 2, 3, 4, 5]),
+        ("int < 10.5", &[0, 1]),
+        ("int == 10.5", &[]),
+        ("int != 10.5", &[0, 1, 2, 3, 4, 5]),
+        ("single == 0.1", &[1]),
+        ("single > 0.1", &[2, 3, 4, 5]),
+        ("double == 0.1", &[1]),
+        ("double >= 0", &[0, 1, 2, 3, 4, 5]),
+        ("double < 1e300", &[0, 1, 2, 3, 4, 5]),
+        ("n == 9007199254740993", &[2]),
+        ("n == 9007199254740992", &[]),
+        ("big == 18446744073709551615.0", &[]),
+        ("big > 1", &[4]),
+        // Null is unknown.
+        ("int != 10", &[0, 2, 3, 4, 5]),
+        ("not int == 10", &[0, 2, 3, 4, 5]),
+        ("int is null", &[6]),
+        ("int is not null and flag", &[0, 2, 4]),
+        ("int > 1000 or id == 6", &[6]),
+        ("id == 6 and not (int > 1000)", &[]),
+        ("tags is null", &[6]),
+        ("doc IS NULL", &[6]),
+        ("id is null", &[]),
+        // Booleans.
+        ("flag", &[0, 2, 4]),
+        ("not flag", &[1, 3, 5]),
+        ("!flag", &[1, 3, 5]),
+        ("flag == false", &[1, 3, 5]),
+        ("flag != true", &[1, 3, 5]),
+        ("flag in [true]", &[0, 2, 4]),
+        ("(int > 30) == false", &[0, 1, 2, 3]),
+        ("true", &[0, 1, 2, 3, 4, 5, 6]),
+        ("1 == 2", &[]),
+        ("1 + 1 == 2", &[0, 1, 2, 3, 4, 5, 6]),
+        // Lists.
+        ("id in [1, 3, 99,]", &[1, 3]),
+        ("id not in [1, 3]", &[0, 2, 4, 5, 6]),
+        ("not (id in [1, 3])", &[0, 2, 4, 5, 6]),
+        ("int in []", &[]),
+        ("int not in []", &[0, 1, 2, 3, 4, 5]),
+        ("int in [-0x0, 0b1010, 024]", &[0, 1, 2]),
+        ("single in [0.1, 0]", &[0, 1]),
+        ("tiny in [-125, 1000]", &[0]),
+        ("text in ['name0%', r\"name3%\"]", &[0, 3]),
+        ("text NOT IN ['name0%']", &[1, 2, 3, 4, 5]),
+        ("color in ['red', 7]", &[0, 2]),
+        ("color not in ['red', 7]", &[1, 6]),
+        ("color not in ['red']", &[1, 6]),
+        // Arithmetic.
+        ("int + 5 > 40", &[4, 5]),
+        ("5 + int > 40", &[4, 5]),
+        ("int % 20 == 0", &[0, 2, 4]),
+        ("int / 20 == 1", &[2, 3]),
+        ("-int < -30", &[4, 5]),
+        ("(int - 10) * 2 == 20", &[2]),
+        ("double * 10 == 2", &[2]),
+        ("n + 1 == 2", &[0]),
+        ("n * 2 == 5", &[1]),
+        ("ints[0] + 1 == 1", &[1, 2, 3, 4, 5]),
+        ("array_length(ints) - 1 == 2", &[3]),
+        ("int == 2 ** 3 + 2", &[1]),
+        // Like.
+        ("text like 'name1%'", &[1]),
+        ("text like \"%e2_\"", &[2]),
+        ("text like 'n%\\%'", &[0, 1, 2, 3, 4, 5]),
+        ("text like 'name_\\\\%'", &[0, 1, 2, 3, 4, 5]),
+        ("not (text like 'name1%')", &[0, 2, 3, 4, 5]),
+        ("color LIKE '%re%'", &[0, 1]),
+        ("tags[0] like 'x'", &[1, 2, 3, 5]),
+        ("text =~ \"^name[12]\"", &[1, 2]),
+        ("text !~ \"^name[12]\"", &[0, 3, 4, 5]),
+        // JSON and dynamic keys.
+        ("color == 'red'", &[0]),
+        ("$meta[\"color\"] == 'red'", &[0]),
+        ("color != 'red'", &[1, 6]),
+        ("color < 'h'", &[1, 6]),
+        ("color == 7", &[2]),
+        ("n == 1", &[0]),
+        ("n == 1.0", &[0]),
+        ("n >= 2", &[1, 2]),
+        ("n == \"1\"", &[3]),
+        ("deep['list'][0] == 1", &[0]),
+        ("deep[\"list\"][2][1] == 3", &[0]),
+        ("deep['list'] == [1, 'a', [2, 3]]", &[0]),
+        ("deep['list'] != [1, 'a', [2, 3]]", &[1, 4]),
+        ("doc['a']['b'] >= 4", &[4, 5]),
+        ("doc[\"l\"][1] == 3", &[2]),
+        ("on", &[0]),
+        ("not on", &[1]),
+        ("on == true", &[0]),
+        ("exists color", &[0, 1, 2, 6]),
+        ("exists deep['list'][0]", &[0, 4]),
+        ("not exists color", &[3, 4, 5]),
+        ("color is null", &[3, 4, 5]),
+        ("doc['a']['b'] is not null", &[0, 1, 2, 3, 4, 5]),
+        ("$meta[\"quote\\\"d\"] == 1", &[6]),
+        // Arrays.
+        ("ints[1] == 1", &[2, 3, 4, 5]),
+        ("ints[1] != 1", &[]),
+        ("ints == [0, 1]", &[2]),
+        ("ints != [0, 1]", &[0, 1, 3, 4, 5]),
+        ("tags[1] in ['y']", &[2, 3]),
+        ("array_length(tags) == 0", &[0, 4]),
+        ("ARRAY_LENGTH(deep['list']) == 3", &[0, 4]),
+        ("array_contains(ints, 3)", &[4, 5]),
+        ("array_contains_all(ints, [1, 3])", &[4, 5]),
+        ("array_contains_any(tags, ['zz', 'q'])", &[3]),
+        ("not array_contains(tags, 'x')", &[0, 4]),
+        ("json_contains(tags, 'x')", &[1, 2, 3, 5]),
+        ("json_contains(deep['list'], [2, 3.0])", &[0]),
+        ("json_contains(deep[\"list\"], 3)", &[4]),
+        ("not JSON_CONTAINS(deep['list'], 3)", &[0, 1]),
+        ("json_contains_all(deep['list'], [1, 'a'])", &[0]),
+        ("json_contains_any(doc['l'], [1, 5])", &[0, 1, 4, 5]),
+        ("array_contains_any(doc['l'], [1, 5])", &[0, 1, 4, 5]),
+        ("array_contains_all(tags, [])", &[0, 1, 2, 3, 4, 5]),
+        // Columns.
+        ("tiny < int", &[0, 1, 2, 3]),
+        ("double == single", &[0, 5]),
+        ("id <= double", &[0]),
+        ("text == text", &[0, 1, 2, 3, 4, 5]),
+        // Templates.
+        ("id < {five} and flag == {yes}", &[0, 2, 4]),
+        ("double <= {half}", &[0, 1, 2, 3, 4, 5]),
+        ("id in {list}", &[1, 3]),
+        ("id in [{five}, 6]", &[5, 6]),
+        ("id in {empty}", &[]),
+        ("text == {name}", &[1]),
+        ("color in {mixed}", &[0]),
+        ("n in {mixed}", &[0, 1]),
+        ("json_contains_any(deep['list'], {mixed})", &[0]),
+        ("{yes}", &[0, 1, 2, 3, 4, 5, 6]),
+        ("", &[0, 1, 2, 3, 4, 5, 6]),
+        (" \n\t", &[0, 1, 2, 3, 4, 5, 6]),
+    ] {
+        assert_eq!(matching(filter), rows, "{filter}");
+    }
+}
+
+#[test]
+fn filters_that_mean_nothing_are_refused_with_a_reason() {
+    for (filter, part) in [
+        ("int >", "expected a value"),
+        ("int > 5 flag", "expected an operator or the end, found `flag`"),
+        ("(int > 5", "expected `)`, but the expression ends"),
+        ("int = 5", "found `=`"),
+        ("text == 'abc", "a string begins here and does not end"),
+        ("int == 12abc", "`12abc` is not a number"),
+        ("int == 99999999999999999999", "64 bits"),
+        ("int == 9223372036854775808", "64 bits"),
+        ("text == '\\q'", "unknown escape"),
+        ("int in 5", "expected a list"),
+        ("int in {five}", "must be a list"),
+        ("int in [1, 'x']", "value 'x' in list cannot be casted to Int32"),
+        ("text in [1]", "value '1' in list cannot be casted to VarChar"),
+        ("int in [1.5]", "value '1.5' in list cannot be casted to Int32"),
+        ("array_contains(tags, 1)", "value '1' in list cannot be casted to VarChar"),
+        ("int", "predicate is not a boolean expression: int, data type: Int32"),
+        ("1 + 1", "predicate is not a boolean expression: 1 + 1, data type: Int64"),
+        ("array_length(ints)", "data type: Int64"),
+        ("text == 5", "comparisons between VarChar and Int64 are not supported"),
+        ("int == 'a'", "comparisons between Int32 and VarChar are not supported"),
+        ("flag == 1", "comparisons between Bool and Int64 are not supported"),
+        ("flag > true", "comparisons between Bool and Bool are not supported"),
+        ("int > flag", "comparisons between Int32 and Bool are not supported"),
+        ("color == doc['a']", "comparisons between JSON and JSON are not supported"),
+        ("ints == 1", "comparisons between Array and Int64 are not supported"),
+        ("vector == 1", "comparisons between FloatVector and Int64 are not supported"),
+        ("vector is null", "`is null` is not supported on FloatVector"),
+        ("int + id > 3", "arithmetic between two fields is not supported"),
+        ("5 - int > 3", "constant on its right"),
+        ("int / 0 == 1", "division by zero"),
+        ("int % 0 == 1", "modulo by zero"),
+        ("double % 2 == 1", "modulo can only apply on integer types"),
+        ("int % 2.5 == 1", "modulo can only apply on integer types"),
+        ("text + 1 == 2", "`+` cannot be applied to VarChar"),
+        ("int ** 2 == 4", "constants only"),
+        ("int & 1 == 1", "bit operator"),
+        ("int & 1", "the bit operator `&` is not supported"),
+        ("int << 1 == 2", "the bit operator `<<` is not supported"),
+        ("~int == 2", "the bit operator `~` is not supported"),
+        ("5 < int < 3", "lowerbound is greater than upperbound"),
+        ("5 < int < 5", "lowerbound is greater than upperbound"),
+        ("1 < int > 0", "point the same way"),
+        ("id < int < 5", "must be a constant"),
+        ("1 < int < 3 < 4", "cannot be applied\u{0}|true or false"),
+        ("int like 'a'", "like operation on non-string"),
+        ("text like 5", "expected a string or a template"),
+        ("text like {five}", "must be a string"),
+        ("text =~ '('", "invalid regular expression"),
+        ("exists int", "exists operations are only supported on json field now, got: Int32"),
+        ("int[0] == 1", "nothing inside to index"),
+        ("ints['a'] == 1", "takes one index"),
+        ("ints[0][1] == 1", "takes one index"),
+        ("ints[-1] == 1", "expected a key"),
+        (
+            "json_contains(int, 1)",
+            "contains operation are only supported on json or array fields now, got: Int32",
+        ),
+        ("json_contains(ints)", "takes two arguments"),
+        ("json_contains_any(ints, 1)", "must be an array"),
+        ("array_length(text) == 1", "array_length operation are only supported"),
+        ("int == {nope}", "the value of expression template variable name {nope} is not found"),
+        ("int == {blob}", "comparisons between Int32 and Bytes are not supported"),
+        ("text_match(text, 'a')", "the function `text_match` is not supported"),
+        ("PHRASE_MATCH(text, 'a', 1)", "the function `phrase_match` is not supported"),
+        ("membership_match(int, {blob}, type=roaring)", "`membership_match` is not supported"),
+        ("random_sample(0.5)", "`random_sample` is not supported"),
+        ("element_filter(s, $[a] > 1)", "`element_filter` is not supported"),
+        ("match_least(s, $[a] > 1, threshold=2)", "`match_least` is not supported"),
+        ("st_within(geo, 'POINT (1 1)')", "`st_within` is not supported"),
+        ("s[sub] == 1", "struct fields and element filters are not supported"),
+        ("$[sub] == 1", "struct fields"),
+        ("$foo == 1", "field $foo not exist"),
+        ("ts + INTERVAL 'P1D' >= ISO '2025-01-01'", "timestamptz"),
+        ("json_contain(doc, 1)", "unknown function `json_contain`, did you mean `json_contains`?"),
+        ("Json_Contains(doc, 1)", "unknown function"),
+        ("-flag == 1", "`*` cannot be applied to Bool"),
+        ("-'a' == 1", "`-` cannot be applied to VarChar"),
+        ("'a' == 1", "comparisons between VarChar and Int64 are not supported"),
+    ] {
+        let message = error(filter);
+        assert!(part.split('|').any(|part| message.contains(part)), "{filter}: {message}");
+    }
+}
+
+#[test]
+fn unknown_fields_are_named_and_similar_ones_offered() {
+    let schema = strict();
+    let text = "flag and\n\tsingel > 10 and true";
+    let error = compile(text, &schema, &Templates::new()).unwrap_err();
+    assert_eq!(error.message, "field singel not exist, did you mean `single`?");
+    assert_eq!(
+        error.render(text),
+        "field singel not exist, did you mean `single`?\n   singel > 10 and true\n   ^^^^^^"
+    );
+    let error = compile("nothing == 1", &schema, &Templates::new()).unwrap_err();
+    assert_eq!(error.to_string(), "field nothing not exist");
+}
+
+#[test]
+fn a_caret_points_into_long_lines_and_past_the_end() {
+    let text = format!("{}nope == 'é", "flag and ".repeat(40));
+    let error = compile(&text, &schema(), &Templates::new()).unwrap_err();
+    let rendered = error.render(&text);
+    let lines: Vec<_> = rendered.lines().collect();
+    assert!(lines[1].starts_with("  …") && lines[1].chars().count() < 140, "{rendered}");
+    let caret = lines[2].chars().position(|c| c == '^').unwrap();
+    assert_eq!(lines[1].chars().nth(caret), Some('\''));
+    let error = compile("flag and", &schema(), &Templates::new()).unwrap_err();
+    assert!(error.render("flag and").ends_with("\n  flag and\n          ^"));
+    assert!(FilterError { span: 5..900, message: String::new() }.render("é").contains('^'));
+}
+
+#[test]
+fn key_sets_are_seen_only_when_nothing_else_is_asked() {
+    let keys = |filter| compile(filter, &schema(), &templates()).unwrap().key_set();
+    assert_eq!(keys("id in [3, 1, 3]"), Some(Keys::Int(vec![3, 1, 3])));
+    assert_eq!(keys("id in {list}"), Some(Keys::Int(vec![1, 3])));
+    assert_eq!(keys("id == 5"), Some(Keys::Int(vec![5])));
+    assert_eq!(keys("5 == id"), Some(Keys::Int(vec![5])));
+    assert_eq!(keys("not (id != 5)"), Some(Keys::Int(vec![5])));
+    for other in ["id in [1] and flag", "id not in [1]", "id > 5", "int == 5", "id + 1 == 5", ""] {
+        assert_eq!(keys(other), None, "{other}");
+    }
+    let mut schema = schema();
+    schema.fields[0].primary_key = false;
+    schema.fields[5].primary_key = true;
+    let keys = |filter| compile(filter, &schema, &templates()).unwrap().key_set();
+    assert_eq!(keys("text in ['b', \"a\"]"), Some(Keys::Str(vec!["b".into(), "a".into()])));
+    assert_eq!(keys("text == 'b'"), Some(Keys::Str(vec!["b".into()])));
+}
+
+#[test]
+fn bounds_on_the_key_are_seen_through_conjunctions() {
+    use Bound::{Excluded, Included, Unbounded};
+    let range = |filter| compile(filter, &schema(), &templates()).unwrap().key_range();
+    let int = Key::Int;
+    assert_eq!(range("id > 5 and (int > 3 or flag)"), (Excluded(int(5)), Unbounded));
+    assert_eq!(range("5 <= id < 9 and id >= 6"), (Included(int(6)), Excluded(int(9))));
+    assert_eq!(range("id <= 9 and id < 9"), (Unbounded, Excluded(int(9))));
+    assert_eq!(range("id == 5 and flag"), (Included(int(5)), Included(int(5))));
+    assert_eq!(range("id > 5 or flag"), (Unbounded, Unbounded));
+    assert_eq!(range("int > 5"), (Unbounded, Unbounded));
+    let values = |filter, field| compile(filter, &schema(), &templates()).unwrap().values_of(field);
+    assert_eq!(
+        values("text in ['a','b'] and int > 3", "text"),
+        Some(Keys::Str(vec!["a".into(), "b".into()]))
+    );
+    assert_eq!(values("text in ['a','b'] or int > 3", "text"), None);
+    assert_eq!(values("int > 3", "text"), None);
+}
+
+#[test]
+fn what_is_always_so_is_recognised() {
+    let always = |filter| compile(filter, &schema(), &templates()).unwrap().is_always_true();
+    for filter in ["true", "1 == 1", "", "not false", "flag or true", "{yes} and not (1 > 2)"] {
+        assert!(always(filter), "{filter}");
+    }
+    for filter in ["flag", "int == int", "false", "tiny < 1000"] {
+        assert!(!always(filter), "{filter}");
+    }
+    assert!(compile("flag and 1 > 2", &schema(), &templates()).unwrap().is_always_false());
+}
+
+#[test]
+fn the_precedence_is_that_of_the_contract() {
+    for (plain, grouped) in [
+        ("a or b and c", "a or (b and c)"),
+        ("a and b or c and d", "(a and b) or (c and d)"),
+        ("not a == b and c", "(not (a == b)) and c"),
+        ("! a in [1] or b", "(!(a in [1])) or b"),
+        ("a | b ^ c & d == e", "a | (b ^ (c & (d == e)))"),
+        ("a == b < c", "a == (b < c)"),
+        ("a < b in [1]", "a < (b in [1])"),
+        ("a + b in [1]", "(a + b) in [1]"),
+        ("a << b + c * d", "a << (b + (c * d))"),
+        ("a - b - c", "(a - b) - c"),
+        ("a * -b ** c", "a * (-(b ** c))"),
+        ("a ** b ** c", "(a ** b) ** c"),
+        ("-a * b", "(-a) * b"),
+        ("~a % b", "(~a) % b"),
+        ("exists a[\"x\"] and b", "(exists (a[\"x\"])) and b"),
+        ("a like 'x' == true", "(a like 'x') == true"),
+        ("not a like 'x'", "not (a like 'x')"),
+        ("a is null == b is not null", "(a is null) == (b is not null)"),
+        ("not a is null", "not (a is null)"),
+        ("1 < a <= 5 == b", "(1 < a <= 5) == b"),
+        ("a =~ 'x' and b", "(a =~ 'x') and b"),
+    ] {
+        assert_eq!(parse::parse(plain).unwrap(), parse::parse(grouped).unwrap(), "{plain}");
+    }
+    assert!(parse::parse("a And b").is_err());
+}
+
+#[test]
+fn giant_lists_are_read_in_a_loop() {
+    let ids: Vec<String> = (0..200_000).map(|id| (id * 3).to_string()).collect();
+    let predicate =
+        compile(&format!("id in [{}]", ids.join(",")), &schema(), &Templates::new()).unwrap();
+    assert_eq!(predicate.key_set().unwrap().len(), 200_000);
+    assert_eq!(predicate.eval(&batch(&sample())).unwrap().iter().collect::<Vec<_>>(), [0, 3, 6]);
+    let texts = format!("text in [{}]", "'name1%',".repeat(100_000));
+    assert_eq!(matching(&texts), [1]);
+    let terms: Vec<String> = (0..50_000).map(|id| format!("id == {id}")).collect();
+    assert_eq!(matching(&terms.join(" or ")).len(), 7);
+}
+
+#[test]
+fn deep_nesting_is_refused_without_exhausting_a_small_stack() {
+    let check = || {
+        let deep = 100_000;
+        for text in [
+            format!("{}flag{}", "(".repeat(deep), ")".repeat(deep)),
+            format!("{}flag", "not ".repeat(deep)),
+            format!("{}1 == 1", "-".repeat(deep)),
+            format!("int {} == 1", "+ 1".repeat(deep)),
+            format!("doc{} == 1", "[0]".repeat(deep)),
+            format!("id in {}{}", "[".repeat(deep), "]".repeat(deep)),
+            format!("{}int{} == 1", "array_length(".repeat(deep), ")".repeat(deep)),
+            "(".repeat(deep),
+            "flag and (flag or (".repeat(deep),
+            format!("flag{}", " == flag".repeat(deep)),
+        ] {
+            let error = compile(&text, &schema(), &Templates::new()).unwrap_err();
+            assert!(
+                error.message.contains("1000 levels") || error.message.contains("128 brackets"),
+                "{}",
+                error.message
+            );
+        }
+        // What is just allowed is also evaluated and dropped.
+        for (before, middle, after, levels) in [
+            ("not (int is not null and ", "flag", ")", 332),
+            ("(", "flag", ")", 998),
+            ("not ", "flag", "", 998),
+            ("(id == 99 or (", "flag", "))", 332),
+            ("", "int", " + 0", 990),
+            ("-", "int", "", 990),
+            ("(", "n", " * 1)", 990),
+            ("(", "flag", ") == true", 495),
+        ] {
+            let mut text = format!("{}{middle}{}", before.repeat(levels), after.repeat(levels));
+            if middle != "flag" {
+                text.push_str(" > 5");
+            }
+            let predicate = compile(&text, &schema(), &Templates::new())
+                .unwrap_or_else(|error| panic!("{before}: {error}"));
+            assert!(predicate.eval(&batch(&sample())).unwrap().count() < 7);
+        }
+    };
+    std::thread::Builder::new().stack_size(1 << 20).spawn(check).unwrap().join().unwrap();
+}
+
+#[test]
+fn evaluation_over_many_chunks_and_few_candidates_is_the_same() {
+    let rows: Vec<Row> = sample().into_iter().cycle().take(40_000).collect();
+    let batch = batch(&rows);
+    for filter in ["int > 30 or color == 'red'", "text like '%1%' and n == 9 or flag", "id in [3]"]
+    {
+        let predicate = compile(filter, &schema(), &Templates::new()).unwrap();
+        let few: Vec<u32> = matching(filter);
+        let all = predicate.eval(&batch).unwrap();
+        for row in 0..40_000 {
+            assert_eq!(all.contains(row), few.contains(&(row % 7)), "{filter} at {row}");
+        }
+        let candidates = RowMask::from_fn(40_000, |row| row > 20_000 && row % 3 == 0);
+        let mut expected = all.clone();
+        expected.and_with(&candidates);
+        let some = predicate.eval_within(&batch, &candidates, &elanus_index::Cancel::never());
+        assert_eq!(some.unwrap(), expected);
+        // A slice has offsets inside its buffers.
+        let part = predicate.eval(&batch.slice(17_001, 9_999)).unwrap();
+        assert_eq!(part, all.slice(17_001, 9_999));
+    }
+    let cancel = elanus_index::Cancel::never();
+    cancel.flag().store(true, std::sync::atomic::Ordering::Relaxed);
+    let predicate = compile("int > 30", &schema(), &Templates::new()).unwrap();
+    let stopped = predicate.eval_within(&batch, &RowMask::all(40_000), &cancel);
+    assert!(matches!(stopped, Err(Error::Search(elanus_index::Error::Cancelled))));
+}
+
+#[test]
+fn a_column_of_another_type_is_an_error_and_an_absent_one_reads_as_absent() {
+    let batch = batch(&sample());
+    let mut wrong = schema();
+    wrong.fields[2].data_type = DataType::Int64;
+    let predicate = compile("int > 30", &wrong, &Templates::new()).unwrap();
+    assert!(matches!(predicate.eval(&batch), Err(Error::Internal(text)) if text.contains("`int`")));
+    let mut added = strict();
+    added.fields.push(Field {
+        default: Some(crate::schema::Value::Int(7)),
+        ..field(300, "added", DataType::Int64)
+    });
+    let predicate = compile("added == 7", &added, &Templates::new()).unwrap();
+    assert!(predicate.eval(&batch).unwrap().is_all());
+}
+
+// Random rows and random filters.
+
+fn integer() -> impl Strategy<Value = i64> {
+    prop_oneof![4 => -2_i64..4, 1 => Just(127), 1 => Just(128), 1 => Just(1 << 53), 1 => Just((1 << 53) + 1), 1 => Just(i64::MAX), 1 => Just(i64::MIN)]
+}
+
+fn double() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        Just(0.0),
+        Just(-0.0),
+        Just(0.5),
+        Just(1.0),
+        Just(0.1),
+        Just(2.5),
+        Just(-1.5),
+        Just(1e300),
+        Just(9007199254740992.0)
+    ]
+}
+
+fn word() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just(String::new()),
+        Just("a".into()),
+        Just("ab".into()),
+        Just("b%".into()),
+        Just("é_".into())
+    ]
+}
+
+fn json_value() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(|v| json!(v)),
+        integer().prop_map(|v| json!(v)),
+        double().prop_map(|v| json!(v)),
+        word().prop_map(|v| json!(v)),
+        Just(json!(u64::MAX)),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..3).prop_map(|v| json!(v)),
+            proptest::collection::hash_map("[abn]", inner, 0..3).prop_map(|v| json!(v)),
+        ]
+    })
+}
+
+fn object() -> impl Strategy<Value = serde_json::Value> {
+    proptest::collection::hash_map("[abn]", json_value(), 0..4).prop_map(|v| json!(v))
+}
+
+fn row() -> impl Strategy<Value = Row> {
+    let maybe = |strategy: BoxedStrategy<Val>| proptest::option::weighted(0.8, strategy);
+    let list = |strategy: BoxedStrategy<Val>| {
+        maybe(proptest::collection::vec(strategy, 0..4).prop_map(Val::List).boxed())
+    };
+    (
+        integer().prop_map(num),
+        maybe((-128_i64..128).prop_map(num).boxed()),
+        maybe((-3_i64..30).prop_map(num).boxed()),
+        maybe(
+            prop_oneof![Just(0.1_f32), Just(0.5), Just(-0.0), Just(3.0), Just(f32::MAX)]
+                .prop_map(Val::Single)
+                .boxed(),
+        ),
+        maybe(double().prop_map(|v| Val::Num(Num::Float(v))).boxed()),
+        maybe(word().prop_map(Val::Text).boxed()),
+        maybe(any::<bool>().prop_map(Val::Bool).boxed()),
+        list(integer().prop_map(num).boxed()),
+        list(word().prop_map(Val::Text).boxed()),
+        maybe(json_value().prop_map(Val::Json).boxed()),
+        maybe(object().prop_map(Val::Json).boxed()),
+    )
+        .prop_map(|row| {
+            let (id, tiny, int, single, double, text, flag, ints, tags, doc, meta) = row;
+            let values = [Some(id), tiny, int, single, double, text, flag, ints, tags, doc, meta];
+            FIELDS.iter().zip(values).filter_map(|(n, v)| Some(((*n).to_owned(), v?))).collect()
+        })
+}
+
+fn any_of(choices: &'static [&'static str]) -> impl Strategy<Value = String> + Clone {
+    proptest::sample::select(choices).prop_map(str::to_owned)
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn number() -> BoxedStrategy<String> {
+    prop_oneof![
+        integer().prop_map(|v| v.to_string()),
+        double().prop_map(|v| format!("{v:?}")),
+        any_of(&["{five}", "{half}", "1 + 2", "2 ** 3", "-(1 - 2)", "0x10", "017"]),
+    ]
+    .boxed()
+}
+
+fn literal() -> BoxedStrategy<String> {
+    prop_oneof![number(), word().prop_map(|v| quoted(&v)), any_of(&["{name}"])].boxed()
+}
+
+fn condition() -> BoxedStrategy<String> {
+    let ops = any_of(&["==", "!=", "<", "<=", ">", ">="]);
+    let equality = any_of(&["==", "!="]);
+    let numbers = any_of(&[
+        "id",
+        "tiny",
+        "int",
+        "single",
+        "double",
+        "ints[1]",
+        "array_length(tags)",
+        "array_length(doc[\"a\"])",
+    ]);
+    let whole = any_of(&["id", "tiny", "int", "ints[0]", "array_length(ints)", "n"]);
+    let paths = any_of(&[
+        "doc",
+        "doc[\"a\"]",
+        "doc[\"a\"][\"b\"]",
+        "doc[0]",
+        "n",
+        "a",
+        "$meta[\"b\"]",
+        "a[1]",
+        "a[\"n\"]",
+    ]);
+    let texts = any_of(&["text", "tags[0]", "a", "doc[\"b\"]"]);
+    let list = |item: BoxedStrategy<String>| {
+        proptest::collection::vec(item, 0..4).prop_map(|items| format!("[{}]", items.join(", ")))
+    };
+    let ints = || integer().prop_map(|v| v.to_string()).boxed();
+    let words = || word().prop_map(|v| quoted(&v)).boxed();
+    let not = any_of(&["", "not "]);
+    let contains = any_of(&["json_contains", "ARRAY_CONTAINS"]);
+    let contains_many = any_of(&["json_contains_all", "array_contains_any"]);
+    prop_oneof![
+        4 => (numbers.clone(), ops.clone(), number()).prop_map(|(a, op, b)| format!("{a} {op} {b}")),
+        2 => (number(), ops.clone(), numbers.clone()).prop_map(|(a, op, b)| format!("{a} {op} {b}")),
+        2 => (numbers.clone(), any_of(&["+ 1", "- 2", "* 3", "/ 2", "* 0.5", "+ 1 - 0.5"]), ops.clone(), number())
+            .prop_map(|(a, b, op, c)| format!("{a} {b} {op} {c}")),
+        1 => (whole, any_of(&["2", "3", "-5"]), ops.clone(), -2_i64..3)
+            .prop_map(|(a, by, op, b)| format!("{a} % {by} {op} {b}")),
+        2 => (any_of(&["-1 <", "0 <=", "-0.5 <="]), numbers.clone(), any_of(&["< 3", "<= 1e9", "< 0.75"]))
+            .prop_map(|(a, b, c)| format!("{a} {b} {c}")),
+        1 => (any_of(&["id", "tiny", "int", "ints[0]"]), not.clone(), prop_oneof![list(ints()).boxed(), any_of(&["{list}", "{empty}"]).boxed()])
+            .prop_map(|(a, not, list)| format!("{a} {not}in {list}")),
+        1 => (any_of(&["single", "double"]), not.clone(), list(number())).prop_map(|(a, not, list)| format!("{a} {not}in {list}")),
+        1 => (any_of(&["text", "tags[1]"]), not.clone(), list(words())).prop_map(|(a, not, list)| format!("{a} {not}in {list}")),
+        2 => (paths.clone(), not.clone(), prop_oneof![list(literal()).boxed(), any_of(&["{mixed}"]).boxed()])
+            .prop_map(|(a, not, list)| format!("{a} {not}in {list}")),
+        2 => (any_of(&["text", "tags[0]"]), ops.clone(), words()).prop_map(|(a, op, b)| format!("{a} {op} {b}")),
+        2 => (texts, "[ab%_é]{0,4}").prop_map(|(a, b)| format!("{a} like {}", quoted(&b))),
+        4 => (paths.clone(), ops.clone(), literal()).prop_map(|(a, op, b)| format!("{a} {op} {b}")),
+        1 => (paths.clone(), equality.clone(), any_of(&["true", "{yes}", "false"])).prop_map(|(a, op, b)| format!("{a} {op} {b}")),
+        1 => (paths.clone(), equality.clone(), list(literal())).prop_map(|(a, op, b)| format!("{a} {op} {b}")),
+        1 => (equality.clone(), list(ints())).prop_map(|(op, b)| format!("ints {op} {b}")),
+        1 => (any_of(&["id", "tiny", "int", "single", "double"]), ops.clone(), any_of(&["id", "single", "double"]))
+            .prop_map(|(a, op, b)| format!("{a} {op} {b}")),
+        2 => (any_of(&["tiny", "text", "flag", "ints", "ints[2]", "doc[\"a\"]", "n", "a[0]"]), any_of(&["is null", "IS NOT NULL"]))
+            .prop_map(|(a, b)| format!("{a} {b}")),
+        1 => (any_of(&["doc[\"a\"]", "n", "a[0]", "$meta[\"a\"][\"b\"]"])).prop_map(|a| format!("exists {a}")),
+        2 => (contains.clone(), any_of(&["doc", "doc[\"a\"]", "a", "b"]), prop_oneof![literal(), any_of(&["true"]).boxed(), list(literal()).boxed()])
+            .prop_map(|(f, a, b)| format!("{f}({a}, {b})")),
+        2 => (contains_many.clone(), any_of(&["doc", "doc[\"a\"]", "a", "b"]), list(literal())).prop_map(|(f, a, b)| format!("{f}({a}, {b})")),
+        1 => (contains, ints()).prop_map(|(f, b)| format!("{f}(ints, {b})")),
+        1 => (contains_many, list(words())).prop_map(|(f, b)| format!("{f}(tags, {b})")),
+        1 => any_of(&["flag", "flag == true", "flag != {yes}", "flag in [false]", "n", "a", "doc[\"a\"]", "true", "1 > 2"]),
+    ]
+    .boxed()
+}
+
+fn filter() -> BoxedStrategy<String> {
+    condition()
+        .prop_recursive(4, 24, 3, |inner| {
+            prop_oneof![
+                2 => proptest::collection::vec(inner.clone(), 2..4)
+                    .prop_map(|terms| format!("({})", terms.join(") and ("))),
+                2 => proptest::collection::vec(inner.clone(), 2..4)
+                    .prop_map(|terms| format!("({})", terms.join(") || ("))),
+                2 => inner.clone().prop_map(|term| format!("not ({term})")),
+                1 => (inner, any_of(&["== false", "!= false", "== true"]))
+                    .prop_map(|(term, by)| format!("({term}) {by}")),
+            ]
+        })
+        .boxed()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+    #[test]
+    fn fast_filter_agrees_with_slow_filter(rows in proptest::collection::vec(row(), 1..12), filter in filter()) {
+        let templates = templates();
+        let predicate = match compile(&filter, &schema(), &templates) {
+            Ok(predicate) => predicate,
+            Err(error) => panic!("{}", error.render(&filter)),
+        };
+        let fast = predicate.eval(&batch(&rows)).unwrap();
+        let expr = parse::parse(&filter).unwrap();
+        for (position, row) in (0..).zip(&rows) {
+            let oracle = Oracle { fields: &FIELDS, templates: &templates, row };
+            prop_assert_eq!(
+                fast.contains(position),
+                oracle.truth(&expr) == Some(true),
+                "{} of {:?}", filter, row
+            );
+        }
+    }
+
+    #[test]
+    fn hints_about_keys_never_lose_a_row(rows in proptest::collection::vec(row(), 1..12), filter in filter()) {
+        let predicate = compile(&filter, &schema(), &templates()).unwrap();
+        let batch = batch(&rows);
+        let ids = crate::keys::KeyColumn::new(batch.column(0)).unwrap();
+        let (low, high) = predicate.key_range();
+        let listed = predicate.values_of("id");
+        for row in predicate.eval(&batch).unwrap().iter() {
+            let key = ids.get(row as usize);
+            prop_assert!(std::ops::RangeBounds::contains(&(low.clone(), high.clone()), &key.to_key()));
+            prop_assert!(listed.as_ref().is_none_or(|keys| keys.iter().any(|listed| listed == key)));
+        }
+    }
+
+    #[test]
+    fn no_text_makes_the_compiler_panic(text in "\\PC{0,60}") {
+        let _ = compile(&text, &schema(), &templates());
+    }
+
+    #[test]
+    fn no_row_of_tokens_makes_the_compiler_panic(tokens in proptest::collection::vec(token(), 0..25)) {
+        let text = tokens.join(" ");
+        match compile(&text, &schema(), &templates()) {
+            Ok(predicate) => {
+                predicate.eval(&batch(&sample())).unwrap();
+            }
+            Err(error) => {
+                prop_assert!(error.span.end <= text.len());
+                prop_assert!(!error.render(&text).is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn printing_with_the_fewest_parentheses_keeps_the_tree(expr in tree()) {
+        let text = print(&expr, 0);
+        let parsed = parse::parse(&text);
+        prop_assert_eq!(parsed.as_ref(), Ok(&expr), "{}", text);
+    }
+}
+
+fn token() -> impl Strategy<Value = String> {
+    any_of(&[
+        "and",
+        "or",
+        "not",
+        "!",
+        "in",
+        "like",
+        "is",
+        "null",
+        "exists",
+        "true",
+        "false",
+        "==",
+        "!=",
+        "<",
+        "<=",
+        ">",
+        ">=",
+        "=~",
+        "=",
+        "+",
+        "-",
+        "*",
+        "**",
+        "/",
+        "%",
+        "<<",
+        "&",
+        "|",
+        "~",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        "int",
+        "flag",
+        "text",
+        "ints",
+        "doc",
+        "color",
+        "vector",
+        "$meta",
+        "$",
+        "1",
+        "0",
+        "-1",
+        "2.5",
+        "'a'",
+        "\"b%\"",
+        "array_length",
+        "json_contains",
+        "array_contains_any",
+        "text_match",
+        "{five}",
+        "{list}",
+        "{blob}",
+        "INTERVAL",
+        "ISO",
+        "is null",
+        "[0]",
+        "[\"a\"]",
+        "(",
+        ")",
+    ])
+}
+
+/// Expressions in the shape the parser makes them: connectives are flat.
+fn tree() -> BoxedStrategy<Expr> {
+    let leaf = prop_oneof![
+        any_of(&["a", "b", "c"])
+            .prop_map(|name| Kind::Path(super::ast::Path { name, steps: vec![] })),
+        (0_u64..5).prop_map(Kind::Int),
+        Just(Kind::Bool(true)),
+        word().prop_map(Kind::Text),
+    ];
+    let expr = |kind| Expr { kind, span: Span::default(), height: 1 };
+    leaf.prop_map(expr)
+        .prop_recursive(5, 40, 3, move |inner| {
+            let boxed = || inner.clone().prop_map(Box::new);
+            let binary = proptest::sample::select(vec![
+                Binary::Add,
+                Binary::Subtract,
+                Binary::Multiply,
+                Binary::Divide,
+                Binary::Remainder,
+                Binary::Power,
+                Binary::ShiftLeft,
+                Binary::ShiftRight,
+                Binary::And,
+                Binary::Xor,
+                Binary::Or,
+            ]);
+            let cmp = proptest::sample::select(vec![
+                Cmp::Equal,
+                Cmp::NotEqual,
+                Cmp::Less,
+                Cmp::LessEqual,
+                Cmp::Greater,
+                Cmp::GreaterEqual,
+            ]);
+            prop_oneof![
+                boxed().prop_map(Kind::Not),
+                boxed().prop_map(Kind::Negate),
+                boxed().prop_map(Kind::Complement),
+                boxed().prop_map(Kind::Exists),
+                (binary, boxed(), boxed()).prop_map(|(op, left, right)| Kind::Binary {
+                    op,
+                    left,
+                    right
+                }),
+                (cmp, boxed(), boxed()).prop_map(|(op, left, right)| Kind::Compare {
+                    op,
+                    left,
+                    right
+                }),
+                (any::<bool>(), proptest::collection::vec(inner.clone(), 2..4)).prop_map(
+                    |(and, terms)| {
+                        let connective = if and { Connective::And } else { Connective::Or };
+                        let mut flat = Vec::new();
+                        for term in terms {
+                            match term.kind {
+                                Kind::Logic { connective: same, terms } if same == connective => {
+                                    flat.extend(terms)
+                                }
+                                kind => flat.push(Expr { kind, ..term }),
+                            }
+                        }
+                        Kind::Logic { connective, terms: flat }
+                    }
+                ),
+                (boxed(), any::<bool>()).prop_map(|(value, negated)| {
+                    let list = Kind::List(List::Ints(vec![1, -2]));
+                    let list = Box::new(Expr { kind: list, span: Span::default(), height: 1 });
+                    Kind::In { value, list, negated }
+                }),
+                boxed().prop_map(|value| {
+                    let pattern = Kind::Text("x%".into());
+                    let pattern =
+                        Box::new(Expr { kind: pattern, span: Span::default(), height: 1 });
+                    Kind::Like { value, pattern }
+                }),
+                (boxed(), boxed(), boxed()).prop_map(|(low, value, high)| Kind::Range {
+                    low,
+                    low_op: Cmp::Less,
+                    value,
+                    high_op: Cmp::LessEqual,
+                    high
+                }),
+            ]
+            .prop_map(expr)
+        })
+        .boxed()
+}
+
+/// Writes an expression with parentheses only where an operand binds more loosely than its place
+/// asks for.
+fn print(expr: &Expr, place: u8) -> String {
+    let sign = |op: &Cmp| match op {
+        Cmp::Equal => "==",
+        Cmp::NotEqual => "!=",
+        Cmp::Less => "<",
+        Cmp::LessEqual => "<=",
+        Cmp::Greater => ">",
+        Cmp::GreaterEqual => ">=",
+    };
+    let (power, text) = match &expr.kind {
+        Kind::Path(path) => (99, path.name.clone()),
+        Kind::Int(value) => (99, value.to_string()),
+        Kind::Bool(_) => (99, "true".into()),
+        Kind::Text(text) => (99, quoted(text)),
+        Kind::List(_) => (99, "[1, -2]".into()),
+        Kind::Logic { connective, terms } => {
+            let (power, word) = match connective {
+                Connective::Or => (1, " or "),
+                Connective::And => (2, " and "),
+            };
+            let terms: Vec<_> = terms.iter().map(|term| print(term, power + 1)).collect();
+            (power, terms.join(word))
+        }
+        Kind::Binary { op, left, right } => {
+            let power = match op {
+                Binary::Or => 3,
+                Binary::Xor => 4,
+                Binary::And => 5,
+                Binary::ShiftLeft | Binary::ShiftRight => 9,
+                Binary::Add | Binary::Subtract => 10,
+                Binary::Multiply | Binary::Divide | Binary::Remainder => 11,
+                Binary::Power => 13,
+            };
+            (power, format!("{} {} {}", print(left, power), op.sign(), print(right, power + 1)))
+        }
+        Kind::Compare { op, left, right } => {
+            let power = if op.is_equality() { 6 } else { 7 };
+            // A comparison on the left of another one would read as a range.
+            let left_place = if power == 7 { 8 } else { 6 };
+            (power, format!("{} {} {}", print(left, left_place), sign(op), print(right, power + 1)))
+        }
+        Kind::Range { low, value, high, .. } => {
+            (7, format!("{} < {} <= {}", print(low, 8), print(value, 8), print(high, 8)))
+        }
+        Kind::In { value, list, negated } => {
+            let word = if *negated { "not in" } else { "in" };
+            (8, format!("{} {word} {}", print(value, 8), print(list, 99)))
+        }
+        Kind::Like { value, .. } => (15, format!("{} like \"x%\"", print(value, 15))),
+        // `not` takes in an equality to its right, so it binds less than an operand of one must.
+        Kind::Not(inner) => (5, format!("not {}", print(inner, 6))),
+        Kind::Negate(inner) => (12, format!("- {}", print(inner, 12))),
+        Kind::Complement(inner) => (12, format!("~ {}", print(inner, 12))),
+        Kind::Exists(inner) => (16, format!("exists {}", print(inner, 16))),
+        other => panic!("{other:?} is not generated"),
+    };
+    if power < place { format!("({text})") } else { text }
+}
