@@ -111,7 +111,7 @@ fn offer(top: &mut TopK, row: Row, score: f32) {
 }
 
 /// A kernel and how its results become scores.
-struct Scorer<'a> {
+pub(crate) struct Scorer<'a> {
     vectors: &'a Vectors,
     metric: Metric,
     kernel: Kernel,
@@ -120,7 +120,7 @@ struct Scorer<'a> {
 }
 
 impl<'a> Scorer<'a> {
-    fn new(vectors: &'a Vectors, metric: Metric) -> Result<Self, Error> {
+    pub(crate) fn new(vectors: &'a Vectors, metric: Metric) -> Result<Self, Error> {
         let kernel = Kernel::best(metric, vectors.elem())?;
         let square = match vectors.elem() {
             Elem::Bit => kernel.pair,
@@ -132,7 +132,7 @@ impl<'a> Scorer<'a> {
     }
 
     /// What a kernel's result is multiplied with to become a score.
-    fn scale(&self, query: &[u8]) -> f32 {
+    pub(crate) fn scale(&self, query: &[u8]) -> f32 {
         match self.metric {
             Metric::Ip => 1.0,
             Metric::L2 | Metric::Hamming | Metric::Jaccard => -1.0,
@@ -144,7 +144,7 @@ impl<'a> Scorer<'a> {
     }
 
     /// The score of one row, the same as in a scan.
-    fn score(&self, query: &[u8], scale: f32, row: Row) -> f32 {
+    pub(crate) fn score(&self, query: &[u8], scale: f32, row: Row) -> f32 {
         (self.kernel.pair)(query, self.vectors.row(row)) * scale
     }
 }

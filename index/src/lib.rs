@@ -9,6 +9,7 @@
 //! | [`kernel`] | distances between rows of bytes, chosen once for the machine at hand |
 //! | `vectors`, `mask`, `topk`, `cancel`, `sections` | what every index is made of |
 //! | `flat` | exact search over dense and binary rows |
+//! | `hnsw` | approximate search over dense rows |
 //! | `sparse` | exact search over sparse rows, with and without an inverted index |
 //!
 //! Inside this crate and above it **a larger score is always better**: distances are negated
@@ -22,6 +23,7 @@ compile_error!("rows and index files are little-endian and are read in place");
 mod cancel;
 mod error;
 mod flat;
+mod hnsw;
 pub mod kernel;
 mod mask;
 mod search;
@@ -35,6 +37,7 @@ mod vectors;
 pub use cancel::Cancel;
 pub use error::Error;
 pub use flat::FlatIndex;
+pub use hnsw::{HnswIndex, HnswParams};
 pub use mask::RowMask;
 pub use search::{Bounds, Hit, Metric, Query, Row, SearchParams, VectorIndex};
 pub use sections::Sections;

@@ -133,6 +133,45 @@ impl Kernel {
     }
 }
 
+/// 64 signed bytes of one plane of a query: a cache line, so that no load straddles two.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Step(pub [i8; 64]);
+
+impl Step {
+    /// Adds nothing to any sum.
+    pub const ZERO: Self = Self([0; 64]);
+}
+
+/// `128 · (high · code) + low · code` of a query in two planes with a row of unsigned codes.
+///
+/// Numbers of the planes are in -64..=64: the sum of two products then fits 16 bits, which is
+/// what AVX2 adds up in. Lengths are counted in steps; what one is longer by is left out.
+pub type CodeDot = fn(high: &[Step], low: &[Step], code: &[u8]) -> f32;
+
+/// The [`CodeDot`] function of one level.
+///
+/// # Errors
+/// [`Error::Unsupported`] if the machine lacks the instructions.
+pub fn code_dot_at(level: Level) -> Result<CodeDot, Error> {
+    available(level)?;
+    Ok(match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => x86::avx2_code_dot,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => x86::avx512_code_dot,
+        #[cfg(not(target_arch = "x86_64"))]
+        Level::Avx2 | Level::Avx512 => scalar::code_dot,
+        Level::Scalar | Level::Neon => scalar::code_dot,
+    })
+}
+
+/// The best [`CodeDot`] function of this machine.
+#[must_use]
+pub fn code_dot() -> CodeDot {
+    code_dot_at(Level::best()).unwrap_or(scalar::code_dot)
+}
+
 fn available(level: Level) -> Result<(), Error> {
     if level.is_available() {
         return Ok(());

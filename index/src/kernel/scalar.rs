@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Kernel, UNTOUCHED};
+use super::{Kernel, Step, UNTOUCHED};
 use crate::{Elem, Metric};
 
 pub(super) fn kernel(metric: Metric, elem: Elem) -> Kernel {
@@ -145,4 +145,16 @@ pub(super) fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
             word | u64::from(touched & passes) << bit
         });
     }
+}
+
+pub(super) fn code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
+    let dot = |step: &Step, code: &[u8; 64]| -> i32 {
+        step.0.iter().zip(code).map(|(q, c)| i32::from(*q) * i32::from(*c)).sum()
+    };
+    let (mut of_high, mut of_low) = (0, 0);
+    for ((high, low), code) in high.iter().zip(low).zip(code.as_chunks().0) {
+        of_high += dot(high, code);
+        of_low += dot(low, code);
+    }
+    of_high as f32 * 128.0 + of_low as f32
 }

@@ -142,6 +142,34 @@ proptest! {
 }
 
 #[test]
+fn every_level_multiplies_codes_as_the_reference_does_up_to_the_widest_rows() {
+    let mut random = crate::testing::Random(3);
+    for steps in [0, 1, 2, 3, 6, 7, MAX_DIM / 64 + 1] {
+        for extreme in [false, true] {
+            let mut plane = |_| {
+                let mut step = Step::ZERO;
+                let number = |n: usize| if extreme { 64 } else { n as i8 - 64 };
+                step.0.iter_mut().for_each(|q| *q = number(random.below(129)));
+                step
+            };
+            let high: Vec<Step> = (0..steps).map(&mut plane).collect();
+            let low: Vec<Step> = (0..steps).map(&mut plane).collect();
+            let code: Vec<u8> =
+                (0..steps * 64).map(|_| if extreme { 255 } else { random.next() as u8 }).collect();
+            let dot = |plane: &[Step]| -> i64 {
+                let plane = plane.iter().flat_map(|step| step.0);
+                plane.zip(&code).map(|(q, c)| i64::from(q) * i64::from(*c)).sum()
+            };
+            let expected = dot(&high) as f32 * 128.0 + dot(&low) as f32;
+            for level in levels() {
+                let result = code_dot_at(level).expect("available")(&high, &low, &code);
+                assert_eq!(result, expected, "{level:?} {steps} {extreme}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_widest_int8_rows_of_the_farthest_numbers_do_not_overflow() {
     let low = vec![i8::MIN.cast_unsigned(); MAX_DIM];
     let high = vec![i8::MAX.cast_unsigned(); MAX_DIM];

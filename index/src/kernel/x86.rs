@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, UNTOUCHED, scalar};
+use super::{Kernel, Step, UNTOUCHED, scalar};
 use crate::{Elem, Metric};
 
 pub(super) fn has_avx2() -> bool {
@@ -253,10 +253,7 @@ mod i8x16 {
     #[target_feature(enable = "avx2")]
     #[inline]
     fn total(sum: Sum) -> f32 {
-        let halves = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-        let pairs = _mm_add_epi32(halves, _mm_shuffle_epi32::<0b00_00_11_10>(halves));
-        let one = _mm_add_epi32(pairs, _mm_shuffle_epi32::<0b00_00_00_01>(pairs));
-        _mm_cvtsi128_si32(one) as f32
+        total256(sum) as f32
     }
     copied_tail!("avx2");
     dense_metrics!("avx2,fma,f16c", 4, 2);
@@ -370,6 +367,15 @@ mod bits64 {
     }
 }
 
+/// The sum of eight 32-bit numbers.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn total256(sum: __m256i) -> i32 {
+    let halves = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    let pairs = _mm_add_epi32(halves, _mm_shuffle_epi32::<0b00_00_11_10>(halves));
+    _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32::<0b00_00_00_01>(pairs)))
+}
+
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn load512(bytes: &[u8; 64]) -> __m512i {
@@ -461,6 +467,56 @@ pub(super) fn avx2_select(scores: &[f32], floor: f32, out: &mut [u64]) {
     }
     // SAFETY: `select_at` hands this function out only where the machine has AVX2.
     unsafe { select(scores, floor, out) }
+}
+
+/// Only to be called where [`has_avx512`].
+pub(super) fn avx512_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
+        let zero = _mm512_setzero_si512();
+        // Even and odd steps apart, to hide the latency of the multiply-add.
+        let mut sums = [[zero; 2]; 2];
+        let steps = high.iter().zip(low).zip(code.as_chunks().0);
+        for (i, ((high, low), code)) in steps.enumerate() {
+            let [of_high, of_low] = &mut sums[i % 2];
+            let code = load512(code);
+            *of_high = _mm512_dpbusd_epi32(*of_high, code, load512(bytemuck::cast_ref(&high.0)));
+            *of_low = _mm512_dpbusd_epi32(*of_low, code, load512(bytemuck::cast_ref(&low.0)));
+        }
+        let [[high_even, low_even], [high_odd, low_odd]] = sums;
+        let of_high = _mm512_reduce_add_epi32(_mm512_add_epi32(high_even, high_odd));
+        let of_low = _mm512_reduce_add_epi32(_mm512_add_epi32(low_even, low_odd));
+        of_high as f32 * 128.0 + of_low as f32
+    }
+    // SAFETY: `code_dot_at` hands this function out only where the machine has AVX-512 VNNI.
+    unsafe { dot(high, low, code) }
+}
+
+/// Only to be called where [`has_avx2`].
+pub(super) fn avx2_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn add(sum: __m256i, code: __m256i, plane: &[u8; 32]) -> __m256i {
+        let pairs = _mm256_maddubs_epi16(code, load256(plane));
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+    #[target_feature(enable = "avx2")]
+    fn dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
+        let (mut of_high, mut of_low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+        for ((high, low), code) in high.iter().zip(low).zip(code.as_chunks::<64>().0) {
+            let high: &[[u8; 32]; 2] = bytemuck::cast_ref(&high.0);
+            let low: &[[u8; 32]; 2] = bytemuck::cast_ref(&low.0);
+            let code: &[[u8; 32]; 2] = bytemuck::cast_ref(code);
+            for half in 0..2 {
+                let code = load256(&code[half]);
+                of_high = add(of_high, code, &high[half]);
+                of_low = add(of_low, code, &low[half]);
+            }
+        }
+        total256(of_high) as f32 * 128.0 + total256(of_low) as f32
+    }
+    // SAFETY: `code_dot_at` hands this function out only where the machine has AVX2.
+    unsafe { dot(high, low, code) }
 }
 
 #[inline]

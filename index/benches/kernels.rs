@@ -1,20 +1,25 @@
 //! Bytes per second of every kernel over 64 rows that stay in the first-level cache's reach:
 //! what the arithmetic allows. `flat` shows what memory allows.
 
+#[path = "common/numbers.rs"]
+mod numbers;
+#[path = "common/random.rs"]
+mod random;
+
 use std::hint::black_box;
 
-use criterion::{Criterion, Throughput};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use elanus_index::kernel::{Kernel, Level};
 use elanus_index::{Elem, Metric};
 use half::{bf16, f16};
 
-use crate::random::Random;
+use random::Random;
 
 /// 768 dimensions, a common width, also for bits.
 const DIM: usize = 768;
 const ROWS: usize = 64;
 
-pub(crate) fn kernels(criterion: &mut Criterion) {
+fn kernels(criterion: &mut Criterion) {
     let mut random = Random(42);
     let count = DIM * (ROWS + 1);
     for (elem, metrics) in [
@@ -47,3 +52,13 @@ pub(crate) fn kernels(criterion: &mut Criterion) {
         }
     }
 }
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(std::time::Duration::from_millis(200))
+        .measurement_time(std::time::Duration::from_secs(1));
+    targets = kernels
+}
+criterion_main!(benches);

@@ -2,15 +2,18 @@
 //! query, ids drawn by a power law from 30,522, so that a query of a 60,000-row segment touches
 //! on the order of 100,000 postings.
 
+#[path = "common/random.rs"]
+mod random;
+
 use std::collections::{BTreeMap, HashMap};
 
 use arrow_buffer::{Buffer, OffsetBuffer};
-use criterion::{Criterion, Throughput};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use elanus_index::{
     Cancel, Query, RowMask, SearchParams, Sections, SparseIndex, SparseRow, SparseScan, VectorIndex,
 };
 
-use crate::random::Random;
+use random::Random;
 
 const IDS: f32 = 30_522.0;
 
@@ -33,7 +36,7 @@ impl Sections for InMemory {
     }
 }
 
-pub(crate) fn sparse(criterion: &mut Criterion) {
+fn sparse(criterion: &mut Criterion) {
     let params = SearchParams { k: 10, ..SearchParams::default() };
     let cancel = Cancel::never();
     for count in [60_000, 600_000] {
@@ -87,3 +90,13 @@ pub(crate) fn sparse(criterion: &mut Criterion) {
         group.finish();
     }
 }
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(std::time::Duration::from_millis(200))
+        .measurement_time(std::time::Duration::from_secs(1));
+    targets = sparse
+}
+criterion_main!(benches);

@@ -1,21 +1,26 @@
 //! FLAT over rows far larger than the last-level cache, beside a plain read of the same bytes,
 //! which is the limit for one query.
 
+#[path = "common/numbers.rs"]
+mod numbers;
+#[path = "common/random.rs"]
+mod random;
+
 use std::hint::black_box;
 
 use arrow_buffer::Buffer;
-use criterion::{Criterion, Throughput};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use elanus_index::{
     Cancel, Elem, FlatIndex, Metric, Query, RowMask, SearchParams, VectorIndex, Vectors,
 };
 
-use crate::random::Random;
+use random::Random;
 
 /// 250,000 x 768 float32 are 768 MB.
 const ROWS: usize = 250_000;
 const DIM: usize = 768;
 
-pub(crate) fn flat(criterion: &mut Criterion) {
+fn flat(criterion: &mut Criterion) {
     let mut random = Random(42);
     let buffer = Buffer::from_vec(random.numbers(ROWS * DIM, f32::to_le_bytes));
     let queries = random.numbers(64 * DIM, f32::to_le_bytes);
@@ -57,3 +62,13 @@ pub(crate) fn flat(criterion: &mut Criterion) {
     }
     group.finish();
 }
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(std::time::Duration::from_millis(200))
+        .measurement_time(std::time::Duration::from_secs(1));
+    targets = flat
+}
+criterion_main!(benches);

@@ -16,17 +16,4 @@ impl Random {
     pub(crate) fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1 << 24) as f32
     }
-
-    /// `count` numbers, each the bytes that `encode` makes of one in [-1, 1).
-    pub(crate) fn numbers<const WIDTH: usize>(
-        &mut self,
-        count: usize,
-        encode: fn(f32) -> [u8; WIDTH],
-    ) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(count * WIDTH);
-        for _ in 0..count {
-            bytes.extend(encode(self.unit() * 2.0 - 1.0));
-        }
-        bytes
-    }
 }

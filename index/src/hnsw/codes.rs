@@ -1,0 +1,299 @@
+//! Rows in a byte per dimension, and scoring a query against them.
+//!
+//! Each dimension is cut into 255 steps between its own limits, so a dimension with outliers
+//! does not spoil the others: `x ≈ offset + step · code`. A query is multiplied with the steps
+//! once and kept in two planes of 7 bits each, so that only the rows' rounding is felt.
+//!
+//! Where rows lie far from zero compared with their distances from each other, and always for
+//! L2, both sides are first moved to the rows' centre `c`, which leaves less to be rounded; what
+//! that takes from a row's score is a number that lies behind its codes: `-|x - c|²` for L2,
+//! `c · x` for inner products.
+//!
+//! Scores of codes only rank rows; what a caller sees is scored on the rows themselves.
+
+use arrow_buffer::{Buffer, ScalarBuffer};
+use half::{bf16, f16};
+
+use super::layout::{CENTRE, CODES, OFFSETS, STEPS};
+use crate::kernel::{self, CodeDot, Step};
+use crate::sections::typed;
+use crate::{Elem, Error, Metric, Row, Sections, Vectors};
+
+/// Rows are padded to whole cache lines, which the kernel reads one at a time.
+const LINE: usize = size_of::<Step>();
+/// 10,000 rows, evenly spread, from which limits are taken.
+const SAMPLE: usize = 10_000;
+/// Four standard deviations: beyond lie so few that clipping them costs less than the coarser
+/// steps for all others would.
+const CLIP: f64 = 4.0;
+/// Rows are moved to their centre from where it holds this share of their squared length on
+/// average. Below, a larger row would cost more than finer rounding brings.
+const CENTRED_FROM: f64 = 0.3;
+/// The largest absolute value of a query's dimension: `high · 128 + low` with both in -64..=64.
+const QUERY_LEVELS: f32 = 8128.0;
+
+/// How numbers become codes.
+#[derive(Debug)]
+struct Scale {
+    metric: Metric,
+    offsets: ScalarBuffer<f32>,
+    steps: ScalarBuffer<f32>,
+    /// Subtracted first; empty if nothing is.
+    centre: ScalarBuffer<f32>,
+}
+
+/// All rows of a segment as codes.
+#[derive(Debug)]
+pub(super) struct Codes {
+    scale: Scale,
+    bytes: Buffer,
+    stride: usize,
+    dot: CodeDot,
+}
+
+/// A query, or a row in its place, ready to be scored against codes.
+#[derive(Debug, Default)]
+pub(super) struct Prepared {
+    high: Vec<Step>,
+    low: Vec<Step>,
+    factor: f32,
+    constant: f32,
+}
+
+/// A row's numbers as the graph sees them: of length 1 for cosine.
+pub(super) fn numbers(metric: Metric, elem: Elem, bytes: &[u8], out: &mut Vec<f32>) {
+    out.clear();
+    let pairs = || bytes.as_chunks::<2>().0.iter();
+    match elem {
+        Elem::F32 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+        Elem::F16 => out.extend(pairs().map(|b| f16::from_le_bytes(*b).to_f32())),
+        Elem::Bf16 => out.extend(pairs().map(|b| bf16::from_le_bytes(*b).to_f32())),
+        Elem::I8 | Elem::Bit => out.extend(bytes.iter().map(|b| f32::from(b.cast_signed()))),
+    }
+    if metric == Metric::Cosine {
+        let length = out.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+        if length > 0.0 {
+            out.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        }
+    }
+}
+
+impl Scale {
+    fn fit(vectors: &Vectors, metric: Metric) -> Self {
+        let (rows, dim) = (vectors.rows(), vectors.dim());
+        let every = rows.div_ceil(SAMPLE).max(1);
+        let mut row = Vec::with_capacity(dim);
+        let (mut sums, mut squares) = (vec![0.0f64; dim], vec![0.0f64; dim]);
+        let (mut low, mut high) = (vec![f32::INFINITY; dim], vec![f32::NEG_INFINITY; dim]);
+        let mut count: f64 = 0.0;
+        for at in (0..rows).step_by(every) {
+            numbers(metric, vectors.elem(), vectors.row(at as Row), &mut row);
+            if !row.iter().all(|x| x.is_finite()) {
+                continue;
+            }
+            count += 1.0;
+            for (d, x) in row.iter().enumerate() {
+                sums[d] += f64::from(*x);
+                squares[d] += f64::from(*x) * f64::from(*x);
+                low[d] = low[d].min(*x);
+                high[d] = high[d].max(*x);
+            }
+        }
+        let count = count.max(1.0);
+        let means: Vec<f64> = sums.iter().map(|sum| sum / count).collect();
+        let of_centre: f64 = means.iter().map(|mean| mean * mean).sum();
+        let of_rows = squares.iter().sum::<f64>() / count;
+        let centred = metric == Metric::L2 || of_centre > CENTRED_FROM * of_rows;
+        let moved = |d: usize| if centred { means[d] as f32 } else { 0.0 };
+        let (mut offsets, mut steps) = (Vec::with_capacity(dim), Vec::with_capacity(dim));
+        for d in 0..dim {
+            let spread = (squares[d] / count - means[d] * means[d]).max(0.0).sqrt() * CLIP;
+            let from = (means[d] - spread).max(low[d].into());
+            let to = (means[d] + spread).min(high[d].into());
+            offsets.push((from - f64::from(moved(d))) as f32);
+            steps.push(((to - from) / 255.0).max(0.0) as f32);
+        }
+        let centre: Vec<f32> = if centred { (0..dim).map(moved).collect() } else { Vec::new() };
+        Self { metric, offsets: offsets.into(), steps: steps.into(), centre: centre.into() }
+    }
+
+    fn is_centred(&self) -> bool {
+        !self.centre.is_empty()
+    }
+
+    /// Moves a query or a row to the centre.
+    fn to_centre(&self, numbers: &mut [f32]) {
+        numbers.iter_mut().zip(&*self.centre).for_each(|(x, centre)| *x -= centre);
+    }
+
+    /// Writes the codes of centred `numbers` to a zeroed row.
+    fn encode(&self, numbers: &[f32], row: &mut [u8]) {
+        let mut square = 0.0;
+        let limits = self.offsets.iter().zip(&*self.steps);
+        for ((x, (offset, step)), code) in numbers.iter().zip(limits).zip(row.iter_mut()) {
+            let steps = if *step > 0.0 { (x - offset) / step } else { 0.0 };
+            // The cast cuts the fraction off, clips to 0..=255 and makes NaN zero.
+            *code = (steps + 0.5) as u8;
+            let rounded = step * f32::from(*code) + offset;
+            square += rounded * rounded;
+        }
+        let bias = match self.metric {
+            Metric::L2 => -square,
+            Metric::Ip | Metric::Cosine | Metric::Hamming | Metric::Jaccard => {
+                let centre = self.centre.iter().zip(numbers);
+                centre.map(|(centre, x)| centre * (x + centre)).sum()
+            }
+        };
+        if self.is_centred()
+            && let Some(place) = row.last_chunk_mut()
+        {
+            *place = bias.to_le_bytes();
+        }
+    }
+
+    /// Makes a query of centred `numbers`.
+    fn prepare(&self, numbers: &[f32], prepared: &mut Prepared) {
+        let (mut of_offsets, mut square, mut largest) = (0.0, 0.0, 0.0f32);
+        for ((q, offset), step) in numbers.iter().zip(&*self.offsets).zip(&*self.steps) {
+            of_offsets += q * offset;
+            square += q * q;
+            largest = largest.max((q * step).abs());
+        }
+        let levels = if largest > 0.0 { QUERY_LEVELS / largest } else { 0.0 };
+        let factor = largest / QUERY_LEVELS;
+        // -|q - x|² = -|q|² + 2qx - |x|², of which the last lies with the row.
+        (prepared.constant, prepared.factor) = match self.metric {
+            Metric::L2 => (2.0 * of_offsets - square, 2.0 * factor),
+            // qx = (q - c)(x - c) + cx + c(q - c), of which the second lies with the row.
+            Metric::Ip | Metric::Cosine | Metric::Hamming | Metric::Jaccard => {
+                let of_centre: f32 = self.centre.iter().zip(numbers).map(|(c, q)| c * q).sum();
+                (of_offsets + of_centre, factor)
+            }
+        };
+        let lines = prepared.high.iter_mut().zip(&mut prepared.low);
+        let inputs = numbers.chunks(LINE).zip(self.steps.chunks(LINE));
+        for ((high, low), (numbers, steps)) in lines.zip(inputs) {
+            for (((high, low), q), step) in
+                high.0.iter_mut().zip(&mut low.0).zip(numbers).zip(steps)
+            {
+                // Rounded by cutting off the fraction of a positive number, which, unlike
+                // `round`, is one instruction on any machine.
+                let level = (q * step * levels + (QUERY_LEVELS + 0.5)) as i32 - QUERY_LEVELS as i32;
+                let upper = (level + 64) >> 7;
+                *high = upper as i8;
+                *low = (level - (upper << 7)) as i8;
+            }
+        }
+    }
+}
+
+impl Codes {
+    /// Encodes all rows.
+    pub(super) fn encode(vectors: &Vectors, metric: Metric) -> Self {
+        let scale = Scale::fit(vectors, metric);
+        let stride = stride(vectors.dim(), scale.is_centred());
+        let mut bytes = vec![0; vectors.rows() * stride];
+        let mut row = Vec::with_capacity(vectors.dim());
+        for (at, code) in (0..).zip(bytes.chunks_exact_mut(stride)) {
+            numbers(metric, vectors.elem(), vectors.row(at), &mut row);
+            scale.to_centre(&mut row);
+            scale.encode(&row, code);
+        }
+        Self { scale, bytes: Buffer::from_vec(bytes), stride, dot: kernel::code_dot() }
+    }
+
+    /// The sections to open the same codes from.
+    pub(super) fn sections(&self) -> [(&'static str, Vec<u8>); 4] {
+        let floats = |floats: &ScalarBuffer<f32>| floats.inner().to_vec();
+        [
+            (OFFSETS, floats(&self.scale.offsets)),
+            (STEPS, floats(&self.scale.steps)),
+            (CENTRE, floats(&self.scale.centre)),
+            (CODES, self.bytes.to_vec()),
+        ]
+    }
+
+    /// # Errors
+    /// [`Error::Corrupt`] if a section is missing or of another size than `vectors` ask for.
+    pub(super) fn open(
+        sections: &dyn Sections,
+        vectors: &Vectors,
+        metric: Metric,
+    ) -> Result<Self, Error> {
+        let scale = Scale {
+            metric,
+            offsets: typed(sections, OFFSETS)?,
+            steps: typed(sections, STEPS)?,
+            centre: typed(sections, CENTRE)?,
+        };
+        let stride = stride(vectors.dim(), scale.is_centred());
+        let bytes = typed::<u8>(sections, CODES)?.into_inner();
+        let widths = [scale.offsets.len(), scale.steps.len(), scale.centre.len()];
+        let dim = vectors.dim();
+        let fits = widths == [dim; 3] || (widths == [dim, dim, 0] && metric != Metric::L2);
+        if !fits || bytes.len() != vectors.rows() * stride {
+            return Err(Error::Corrupt(format!(
+                "HNSW codes: {} bytes and limits of {widths:?} dimensions for {} rows of {}",
+                bytes.len(),
+                vectors.rows(),
+                dim,
+            )));
+        }
+        Ok(Self { scale, bytes, stride, dot: kernel::code_dot() })
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.bytes.len() / self.stride
+    }
+
+    #[inline]
+    fn row(&self, row: Row) -> &[u8] {
+        let start = row as usize * self.stride;
+        &self.bytes.as_slice()[start..start + self.stride]
+    }
+
+    /// Asks for a row's bytes.
+    #[inline]
+    pub(super) fn prefetch(&self, row: Row) {
+        kernel::prefetch(self.row(row), self.stride / LINE);
+    }
+
+    /// Makes a query of `numbers`, as [`numbers()`] gives them.
+    pub(super) fn prepare(&self, numbers: &mut [f32], prepared: &mut Prepared) {
+        let lines = self.stride / LINE;
+        prepared.high.resize(lines, Step::ZERO);
+        prepared.low.resize(lines, Step::ZERO);
+        self.scale.to_centre(numbers);
+        self.scale.prepare(numbers, prepared);
+    }
+
+    /// Makes a query of a row's codes.
+    pub(super) fn prepare_row(&self, row: Row, numbers: &mut Vec<f32>, prepared: &mut Prepared) {
+        numbers.clear();
+        let limits = self.scale.offsets.iter().zip(&*self.scale.steps);
+        let decoded = self.row(row).iter().zip(limits);
+        numbers.extend(decoded.map(|(code, (offset, step))| f32::from(*code) * step + offset));
+        let lines = self.stride / LINE;
+        prepared.high.resize(lines, Step::ZERO);
+        prepared.low.resize(lines, Step::ZERO);
+        self.scale.prepare(numbers, prepared);
+    }
+
+    /// The approximate score of a row.
+    #[inline]
+    pub(super) fn score(&self, query: &Prepared, row: Row) -> f32 {
+        let code = self.row(row);
+        let dot = (self.dot)(&query.high, &query.low, code);
+        let bias = match code.last_chunk() {
+            Some(bias) if self.scale.is_centred() => f32::from_le_bytes(*bias),
+            Some(_) | None => 0.0,
+        };
+        dot * query.factor + query.constant + bias
+    }
+}
+
+/// Bytes of a row of codes, where centred with the number behind them.
+fn stride(dim: usize, centred: bool) -> usize {
+    let bias = if centred { size_of::<f32>() } else { 0 };
+    (dim + bias).next_multiple_of(LINE)
+}

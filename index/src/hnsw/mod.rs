@@ -1,0 +1,18 @@
+//! A navigable graph for approximate search (HNSW, Malkov & Yashunin 2016).
+//!
+//! The graph is walked on rows of one byte per dimension (`codes`), which lie in their own
+//! aligned array: the bytes read per row decide how fast a walk is. The few best are then scored
+//! on the rows themselves, so scores are exact and only membership is approximate.
+
+mod build;
+mod codes;
+mod graph;
+mod layout;
+mod params;
+mod search;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+pub use params::HnswParams;
+pub use search::HnswIndex;

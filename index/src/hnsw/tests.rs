@@ -1,0 +1,345 @@
+//! The graph against exact search, and against damaged bytes.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use arrow_buffer::Buffer;
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{Random, encode};
+use crate::{
+    Bounds, Cancel, Elem, Error, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams,
+    Sections, VectorIndex, Vectors,
+};
+
+struct InMemory {
+    sections: HashMap<&'static str, Buffer>,
+    rows: usize,
+}
+
+impl Sections for InMemory {
+    fn section(&self, name: &str) -> Option<Buffer> {
+        self.sections.get(name).cloned()
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+fn build(vectors: &Vectors, metric: Metric, params: &HnswParams) -> InMemory {
+    let built = HnswIndex::build(vectors, metric, params, &Cancel::never()).expect("a build");
+    let sections = built.into_iter().map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)));
+    InMemory { sections: sections.collect(), rows: vectors.rows() }
+}
+
+fn open(vectors: &Vectors, metric: Metric) -> HnswIndex {
+    let params = HnswParams { m: 12, ef_construction: 100, seed: 1 };
+    let sections = build(vectors, metric, &params);
+    HnswIndex::open(&sections, vectors.clone(), metric).expect("as built")
+}
+
+/// What the numbers look like.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    /// Clusters, as embeddings have.
+    Clustered,
+    /// Rows of very different lengths.
+    Lengths,
+    /// Two dimensions thirty times as large as the others, far from zero.
+    Outliers,
+}
+
+/// Rows around `rows / 50` centres; queries come from the same seed.
+fn numbers(shape: Shape, rows: usize, dim: usize, noise: u64) -> Vec<f32> {
+    let centre = &mut Random(99);
+    let centres: Vec<Vec<f32>> =
+        (0..40).map(|_| (0..dim).map(|_| centre.float()).collect()).collect();
+    let random = &mut Random(noise);
+    let mut all = Vec::with_capacity(rows * dim);
+    for _ in 0..rows {
+        let centre = &centres[random.below(centres.len())];
+        let length = match shape {
+            Shape::Lengths => 0.2 + 10.0 * random.float().abs(),
+            Shape::Clustered | Shape::Outliers => 1.0,
+        };
+        for (d, x) in centre.iter().enumerate() {
+            let x = x + 0.7 * random.float();
+            all.push(match shape {
+                Shape::Outliers if d < 2 => 100.0 + 30.0 * x,
+                Shape::Clustered | Shape::Lengths | Shape::Outliers => x * length,
+            });
+        }
+    }
+    all
+}
+
+fn vectors(shape: Shape, elem: Elem, rows: usize, dim: usize, seed: u64) -> Vectors {
+    let mut numbers = numbers(shape, rows, dim, seed);
+    if elem == Elem::I8 {
+        numbers.iter_mut().for_each(|x| *x *= 60.0);
+    }
+    Vectors::new(Buffer::from_vec(encode(elem, &numbers)), elem, dim).expect("whole rows")
+}
+
+fn params(k: usize, ef: usize) -> SearchParams {
+    SearchParams { k, ef: Some(ef), ..SearchParams::default() }
+}
+
+/// Share of the exact results that the index finds; checks order and scores on the way.
+fn recall(
+    index: &HnswIndex,
+    vectors: &Vectors,
+    metric: Metric,
+    queries: &Vectors,
+    params: &SearchParams,
+    allowed: &RowMask,
+) -> f64 {
+    let flat = FlatIndex::new(vectors.clone(), metric);
+    let (mut found, mut wanted) = (0, 0);
+    for row in 0..queries.rows() as Row {
+        let query = Query::Dense(queries.row(row));
+        let exact = flat.search(&query, params, allowed, &Cancel::never()).expect("a search");
+        let hits = index.search(&query, params, allowed, &Cancel::never()).expect("a search");
+        assert_eq!(hits.len(), exact.len(), "as many as there are");
+        assert!(hits.is_sorted_by(|a, b| a.best_first(b).is_lt()));
+        assert!(hits.iter().all(|hit| allowed.contains(hit.row)));
+        let worst = exact.last().map_or(f32::INFINITY, |hit| hit.score);
+        found += hits.iter().filter(|hit| hit.score >= worst).count();
+        wanted += exact.len();
+    }
+    found as f64 / wanted as f64
+}
+
+#[test]
+fn recall_is_high_for_every_metric_element_and_shape() {
+    for (shape, elem, least) in [
+        (Shape::Clustered, Elem::F32, 0.98),
+        (Shape::Clustered, Elem::F16, 0.98),
+        (Shape::Clustered, Elem::Bf16, 0.98),
+        (Shape::Clustered, Elem::I8, 0.98),
+        (Shape::Lengths, Elem::F32, 0.98),
+        // By cosine these rows differ by less than the steps of the two large dimensions.
+        (Shape::Outliers, Elem::F32, 0.95),
+    ] {
+        let data = vectors(shape, elem, 2000, 48, 1);
+        let queries = vectors(shape, elem, 50, 48, 2);
+        for metric in [Metric::L2, Metric::Ip, Metric::Cosine] {
+            let index = open(&data, metric);
+            let all = RowMask::all(2000);
+            let recall = recall(&index, &data, metric, &queries, &params(10, 80), &all);
+            assert!(recall >= least, "{shape:?} {elem:?} {metric:?}: {recall}");
+        }
+    }
+}
+
+#[test]
+fn scores_are_exact() {
+    let data = vectors(Shape::Clustered, Elem::F32, 3000, 40, 1);
+    let queries = vectors(Shape::Clustered, Elem::F32, 5, 40, 2);
+    for metric in [Metric::L2, Metric::Ip, Metric::Cosine] {
+        let (index, flat) = (open(&data, metric), FlatIndex::new(data.clone(), metric));
+        for row in 0..5 {
+            let query = Query::Dense(queries.row(row));
+            let all = RowMask::all(3000);
+            let every = SearchParams { k: 3000, ..SearchParams::default() };
+            let exact: HashMap<Row, f32> = flat
+                .search(&query, &every, &all, &Cancel::never())
+                .expect("a search")
+                .into_iter()
+                .map(|hit| (hit.row, hit.score))
+                .collect();
+            let hits = index.search(&query, &params(20, 50), &all, &Cancel::never());
+            for hit in hits.expect("a search") {
+                assert_eq!(hit.score.to_bits(), exact[&hit.row].to_bits(), "{metric:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn filtered_recall_is_high_at_every_share_scattered_or_far_from_the_query() {
+    let rows = 12_000;
+    let data = vectors(Shape::Clustered, Elem::F32, rows, 32, 1);
+    let queries = vectors(Shape::Clustered, Elem::F32, 40, 32, 2);
+    let index = open(&data, Metric::Cosine);
+    // Rows far from the first query: the lower half by similarity.
+    let flat = FlatIndex::new(data.clone(), Metric::Cosine);
+    let every = SearchParams { k: rows, ..SearchParams::default() };
+    let query = Query::Dense(queries.row(0));
+    let all = RowMask::all(rows);
+    let ranked = flat.search(&query, &every, &all, &Cancel::never()).expect("a search");
+    let mut far = RowMask::none(rows);
+    ranked[rows / 2..].iter().for_each(|hit| far.insert(hit.row));
+    let random = &mut Random(5);
+    let mut masks = vec![(0, far)];
+    for percent in [1, 10, 30, 50, 58, 62, 80, 95] {
+        let picked = RowMask::from_fn(rows, |_| random.below(100) < percent);
+        masks.push((percent, picked));
+    }
+    for (percent, allowed) in masks {
+        let recall = recall(&index, &data, Metric::Cosine, &queries, &params(10, 100), &allowed);
+        assert!(recall >= 0.97, "{percent} %: {recall}");
+    }
+}
+
+#[test]
+fn as_many_rows_come_back_as_are_asked_for_and_allowed() {
+    let data = vectors(Shape::Clustered, Elem::F32, 3000, 16, 1);
+    let index = open(&data, Metric::L2);
+    let query = Query::Dense(data.row(7));
+    for k in [1, 10, 1000, 2999, 3000, 5000] {
+        for allowed in [RowMask::all(3000), RowMask::from_fn(3000, |row| row % 3 == 0)] {
+            let hits = index.search(&query, &params(k, 16), &allowed, &Cancel::never());
+            assert_eq!(hits.expect("a search").len(), k.min(allowed.count()));
+        }
+    }
+    let none = index.search(&query, &params(10, 16), &RowMask::none(3000), &Cancel::never());
+    assert_eq!(none, Ok(vec![]));
+    assert_eq!(
+        index.search(&query, &params(0, 16), &RowMask::all(3000), &Cancel::never()),
+        Ok(vec![])
+    );
+}
+
+#[test]
+fn bounds_cut_the_results() {
+    let data = vectors(Shape::Clustered, Elem::F32, 3000, 16, 1);
+    let index = open(&data, Metric::L2);
+    let query = Query::Dense(data.row(7));
+    let search = |params| {
+        index.search(&query, &params, &RowMask::all(3000), &Cancel::never()).expect("a search")
+    };
+    let unbounded = search(params(10, 100));
+    let bounds = Bounds { above: Some(unbounded[6].score), at_most: Some(unbounded[1].score) };
+    let bounded = search(SearchParams { bounds, ..params(10, 100) });
+    assert_eq!(bounded, unbounded[1..6]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_one_others() {
+    let data = vectors(Shape::Clustered, Elem::F32, 1500, 16, 1);
+    let params = |seed| HnswParams { m: 8, ef_construction: 40, seed };
+    let build = |seed| HnswIndex::build(&data, Metric::Ip, &params(seed), &Cancel::never());
+    assert_eq!(build(1), build(1));
+    assert_ne!(build(1), build(2));
+}
+
+#[test]
+fn few_rows_equal_rows_and_rows_of_nan_break_nothing() {
+    for rows in [0, 1, 2, 3, 70] {
+        for data in [
+            vectors(Shape::Clustered, Elem::F32, rows, 8, 1),
+            Vectors::new(Buffer::from_vec(encode(Elem::F32, &vec![0.5; rows * 8])), Elem::F32, 8)
+                .expect("whole rows"),
+            Vectors::new(
+                Buffer::from_vec(encode(Elem::F32, &vec![f32::NAN; rows * 8])),
+                Elem::F32,
+                8,
+            )
+            .expect("whole rows"),
+        ] {
+            for metric in [Metric::L2, Metric::Ip, Metric::Cosine] {
+                let index = open(&data, metric);
+                for query in [[1.0; 8], [f32::NAN; 8], [f32::INFINITY; 8], [0.0; 8]] {
+                    let query = encode(Elem::F32, &query);
+                    let all = RowMask::all(rows);
+                    let query = Query::Dense(&query);
+                    let hits = index.search(&query, &params(5, 10), &all, &Cancel::never());
+                    assert_eq!(hits.expect("a search").len(), rows.min(5));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let data = vectors(Shape::Clustered, Elem::F32, 100, 16, 1);
+    let never = Cancel::never();
+    for params in [
+        HnswParams { m: 1, ..HnswParams::default() },
+        HnswParams { m: 2049, ..HnswParams::default() },
+        HnswParams { ef_construction: 0, ..HnswParams::default() },
+    ] {
+        let refused = HnswIndex::build(&data, Metric::L2, &params, &never);
+        assert!(matches!(refused, Err(Error::Unsupported(_))), "{params:?}");
+    }
+    let hamming = HnswIndex::build(&data, Metric::Hamming, &HnswParams::default(), &never);
+    assert!(matches!(hamming, Err(Error::Unsupported(_))));
+    let sections = build(&data, Metric::L2, &HnswParams::default());
+    let other = HnswIndex::open(&sections, data.clone(), Metric::Ip);
+    assert!(matches!(other, Err(Error::Corrupt(_))));
+    let index = HnswIndex::open(&sections, data.clone(), Metric::L2).expect("as built");
+    let all = RowMask::all(100);
+    let narrow = index.search(&Query::Dense(&[0; 8]), &params(1, 1), &all, &never);
+    assert_eq!(narrow, Err(Error::Dimension { expected: 16, actual: 2 }));
+    let raised = Cancel::never();
+    raised.flag().store(true, Ordering::Relaxed);
+    let query = Query::Dense(data.row(0));
+    assert_eq!(index.search(&query, &params(1, 1), &all, &raised), Err(Error::Cancelled));
+    let stopped = HnswIndex::build(&data, Metric::L2, &HnswParams::default(), &raised);
+    assert_eq!(stopped, Err(Error::Cancelled));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn damaged_sections_are_refused_or_answer_without_breaking(
+        seed in any::<u64>(),
+        damages in 1usize..4,
+    ) {
+        let random = &mut Random(seed);
+        let data = vectors(Shape::Clustered, Elem::F32, 600, 8, 1);
+        let built = HnswParams { m: 4, ef_construction: 20, seed };
+        let mut sections = build(&data, Metric::L2, &built);
+        for _ in 0..damages {
+            damage(random, &mut sections);
+        }
+        match HnswIndex::open(&sections, data.clone(), Metric::L2) {
+            Err(Error::Corrupt(_)) => {}
+            Err(other) => prop_assert!(false, "not {other:?}"),
+            Ok(index) => {
+                for allowed in [RowMask::all(600), RowMask::from_fn(600, |row| row % 2 == 0)] {
+                    let query = Query::Dense(data.row(3));
+                    let hits = index.search(&query, &params(4, 8), &allowed, &Cancel::never());
+                    let hits: Vec<Hit> = hits.expect("a search");
+                    prop_assert_eq!(hits.len(), 4);
+                    prop_assert!(hits.iter().all(|hit| allowed.contains(hit.row)));
+                }
+            }
+        }
+    }
+}
+
+/// Changes some bytes of one section, its length, its alignment, or the number of rows.
+fn damage(random: &mut Random, sections: &mut InMemory) {
+    let names: Vec<&str> = sections.sections.keys().copied().collect();
+    let name = names[random.below(names.len())];
+    let buffer = sections.sections.get_mut(name).expect("a key of the map");
+    let mut bytes = buffer.to_vec();
+    match random.below(8) {
+        0 => bytes.truncate(random.below(bytes.len() + 1)),
+        1 => bytes.extend([random.next() as u8; 8]),
+        2 => sections.rows = random.below(700),
+        3 => {
+            sections.sections.remove(name);
+            return;
+        }
+        _ if bytes.is_empty() => {}
+        4 | 5 => {
+            let at = random.below(bytes.len());
+            bytes[at] = random.next() as u8;
+        }
+        6 => {
+            let at = random.below(bytes.len());
+            bytes[at..].fill(0xFF);
+        }
+        _ => {
+            let at = random.below(bytes.len());
+            bytes[at..].rotate_left(1);
+        }
+    }
+    *buffer = Buffer::from_slice_ref(&bytes);
+}

@@ -1,0 +1,222 @@
+//! Walking a graph towards a query: the beam, the rows already seen, the ways to look around.
+
+use super::codes::{Codes, Prepared};
+use super::graph::Graph;
+use crate::{Cancel, Error, Row, RowMask};
+
+/// 256 expansions between looks at the clock: well below a millisecond.
+const EXPANSIONS_PER_CHECK: usize = 256;
+
+/// A row of the beam.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub(super) score: f32,
+    pub(super) row: Row,
+    expanded: bool,
+}
+
+/// The best rows met, best first, at most `width` of them.
+#[derive(Debug, Default)]
+struct Beam {
+    candidates: Vec<Candidate>,
+    width: usize,
+    /// All before it are expanded.
+    next: usize,
+}
+
+impl Beam {
+    fn clear(&mut self, width: usize) {
+        self.candidates.clear();
+        self.width = width;
+        self.next = 0;
+    }
+
+    #[inline]
+    fn offer(&mut self, row: Row, score: f32) {
+        if self.candidates.len() >= self.width {
+            match self.candidates.last() {
+                Some(worst) if score > worst.score => self.candidates.pop(),
+                Some(_) | None => return,
+            };
+        }
+        let at = self.candidates.partition_point(|other| other.score >= score);
+        self.candidates.insert(at, Candidate { score, row, expanded: false });
+        self.next = self.next.min(at);
+    }
+
+    /// The best row not yet expanded, which then is.
+    fn expand(&mut self) -> Option<Row> {
+        let ahead = self.candidates[self.next..].iter().position(|one| !one.expanded)?;
+        self.next += ahead;
+        let candidate = &mut self.candidates[self.next];
+        candidate.expanded = true;
+        Some(candidate.row)
+    }
+}
+
+/// Rows already seen: a bit each, and which words to clear again.
+#[derive(Debug, Default)]
+struct Seen {
+    words: Vec<u64>,
+    touched: Vec<u32>,
+}
+
+impl Seen {
+    fn clear(&mut self, rows: usize) {
+        for at in self.touched.drain(..) {
+            self.words[at as usize] = 0;
+        }
+        self.words.resize(rows.div_ceil(64).max(self.words.len()), 0);
+    }
+
+    /// Whether `row` was not seen before.
+    #[inline]
+    fn insert(&mut self, row: Row) -> bool {
+        let word = &mut self.words[row as usize / 64];
+        let bit = 1 << (row % 64);
+        if *word == 0 {
+            self.touched.push(row / 64);
+        }
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+}
+
+/// What one walk needs and the next can use again.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    beam: Beam,
+    seen: Seen,
+    fresh: Vec<Row>,
+    pub(super) query: Prepared,
+    pub(super) numbers: Vec<f32>,
+}
+
+impl Scratch {
+    /// What the last walk found, best first.
+    pub(super) fn found(&self) -> &[Candidate] {
+        &self.beam.candidates
+    }
+}
+
+/// How to look around from a row.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Around<'a> {
+    /// All its links.
+    Links,
+    /// Its allowed links, and through the others the allowed ones behind them (ACORN-1, Patel
+    /// et al. 2024): walks on allowed rows only, as on a graph of just those.
+    AllowedWithinTwo(&'a RowMask),
+}
+
+/// A list of links up to its end, or to a link that leads out of the rows.
+pub(super) fn valid(links: &[Row], rows: usize) -> impl Iterator<Item = Row> + '_ {
+    links.iter().copied().take_while(move |row| (*row as usize) < rows)
+}
+
+/// From the entry down to just above layer `until` (0 is the lowest), always to the closest row.
+pub(super) fn descend(
+    graph: &impl Graph,
+    codes: &Codes,
+    query: &Prepared,
+    until: usize,
+) -> Option<Row> {
+    let mut here = graph.entry()?;
+    let mut score = codes.score(query, here);
+    for layer in (until..graph.layers()).rev() {
+        loop {
+            let mut moved = false;
+            for row in valid(graph.upper(layer, here), codes.rows()) {
+                let other = codes.score(query, row);
+                if other > score {
+                    (here, score, moved) = (row, other, true);
+                }
+            }
+            if !moved {
+                break;
+            }
+        }
+    }
+    Some(here)
+}
+
+/// Beam search on one layer (0 is the lowest) from `starts`, for `scratch.query` (Malkov &
+/// Yashunin 2016, algorithm 2). The beam is left in `scratch`.
+///
+/// # Errors
+/// [`Error::Cancelled`].
+#[expect(clippy::too_many_arguments, reason = "the graph, where on it, how, and for whom")]
+pub(super) fn walk(
+    graph: &impl Graph,
+    codes: &Codes,
+    layer: usize,
+    starts: &[Row],
+    width: usize,
+    around: Around<'_>,
+    scratch: &mut Scratch,
+    cancel: &Cancel,
+) -> Result<(), Error> {
+    let Scratch { beam, seen, fresh, query, .. } = scratch;
+    let rows = codes.rows();
+    beam.clear(width);
+    seen.clear(rows);
+    fresh.clear();
+    for &row in starts {
+        if seen.insert(row) {
+            beam.offer(row, codes.score(query, row));
+        }
+    }
+    let links = |row: Row| {
+        let list = match layer.checked_sub(1) {
+            None => graph.base(row),
+            Some(upper) => graph.upper(upper, row),
+        };
+        valid(list, rows)
+    };
+    for expansion in 1usize.. {
+        let Some(here) = beam.expand() else { break };
+        if expansion.is_multiple_of(EXPANSIONS_PER_CHECK) {
+            cancel.check()?;
+        }
+        fresh.clear();
+        match around {
+            Around::Links => {
+                for row in links(here) {
+                    if seen.insert(row) {
+                        codes.prefetch(row);
+                        fresh.push(row);
+                    }
+                }
+            }
+            Around::AllowedWithinTwo(allowed) => {
+                let enough = graph.base(here).len();
+                for row in links(here).filter(|row| allowed.contains(*row)) {
+                    if seen.insert(row) {
+                        codes.prefetch(row);
+                        fresh.push(row);
+                    }
+                }
+                for through in links(here).filter(|row| !allowed.contains(*row)) {
+                    if fresh.len() >= enough {
+                        break;
+                    }
+                    // A row that only leads on is looked through once.
+                    if !seen.insert(through) {
+                        continue;
+                    }
+                    for row in links(through).filter(|row| allowed.contains(*row)) {
+                        if seen.insert(row) {
+                            codes.prefetch(row);
+                            fresh.push(row);
+                        }
+                    }
+                }
+            }
+        }
+        for &row in &*fresh {
+            beam.offer(row, codes.score(query, row));
+        }
+    }
+    Ok(())
+}
