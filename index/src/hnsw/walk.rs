@@ -2,8 +2,14 @@
 
 use super::codes::{Codes, Prepared};
 use super::graph::Graph;
+use crate::kernel;
 use crate::{Cancel, Error, Row, RowMask};
 
+/// Rows asked for ahead of the one being scored: as many cache lines as can be on their way at
+/// once; asking for more only waits.
+const ROWS_AHEAD: usize = 4;
+/// Cache lines of a row's links: all of them up to M = 16.
+const LINES_OF_LINKS: usize = 2;
 /// 256 expansions between looks at the clock: well below a millisecond.
 const EXPANSIONS_PER_CHECK: usize = 256;
 
@@ -42,6 +48,12 @@ impl Beam {
         let at = self.candidates.partition_point(|other| other.score >= score);
         self.candidates.insert(at, Candidate { score, row, expanded: false });
         self.next = self.next.min(at);
+    }
+
+    /// The best row not yet expanded.
+    fn upcoming(&self) -> Option<Row> {
+        let ahead = self.candidates.get(self.next..)?.iter();
+        ahead.skip_while(|one| one.expanded).map(|one| one.row).next()
     }
 
     /// The best row not yet expanded, which then is.
@@ -179,24 +191,17 @@ pub(super) fn walk(
         if expansion.is_multiple_of(EXPANSIONS_PER_CHECK) {
             cancel.check()?;
         }
+        // Most often the next one to be expanded.
+        if let (0, Some(row)) = (layer, beam.upcoming()) {
+            kernel::prefetch(bytemuck::cast_slice(graph.base(row)), LINES_OF_LINKS);
+        }
         fresh.clear();
         match around {
-            Around::Links => {
-                for row in links(here) {
-                    if seen.insert(row) {
-                        codes.prefetch(row);
-                        fresh.push(row);
-                    }
-                }
-            }
+            Around::Links => fresh.extend(links(here).filter(|row| seen.insert(*row))),
             Around::AllowedWithinTwo(allowed) => {
                 let enough = graph.base(here).len();
-                for row in links(here).filter(|row| allowed.contains(*row)) {
-                    if seen.insert(row) {
-                        codes.prefetch(row);
-                        fresh.push(row);
-                    }
-                }
+                let is_allowed = |row: &Row| allowed.contains(*row);
+                fresh.extend(links(here).filter(is_allowed).filter(|row| seen.insert(*row)));
                 for through in links(here).filter(|row| !allowed.contains(*row)) {
                     if fresh.len() >= enough {
                         break;
@@ -205,16 +210,18 @@ pub(super) fn walk(
                     if !seen.insert(through) {
                         continue;
                     }
-                    for row in links(through).filter(|row| allowed.contains(*row)) {
-                        if seen.insert(row) {
-                            codes.prefetch(row);
-                            fresh.push(row);
-                        }
-                    }
+                    let behind = links(through).filter(is_allowed);
+                    fresh.extend(behind.filter(|row| seen.insert(*row)));
                 }
             }
         }
-        for &row in &*fresh {
+        for row in fresh.iter().take(ROWS_AHEAD) {
+            codes.prefetch(*row);
+        }
+        for (at, &row) in fresh.iter().enumerate() {
+            if let Some(next) = fresh.get(at + ROWS_AHEAD) {
+                codes.prefetch(*next);
+            }
             beam.offer(row, codes.score(query, row));
         }
     }

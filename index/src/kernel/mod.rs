@@ -146,7 +146,7 @@ impl Step {
 /// `128 · (high · code) + low · code` of a query in two planes with a row of unsigned codes.
 ///
 /// Numbers of the planes are in -64..=64: the sum of two products then fits 16 bits, which is
-/// what AVX2 adds up in. Lengths are counted in steps; what one is longer by is left out.
+/// what AVX2 adds up in. All three have the same number of steps of 64.
 pub type CodeDot = fn(high: &[Step], low: &[Step], code: &[u8]) -> f32;
 
 /// The [`CodeDot`] function of one level.

@@ -472,18 +472,30 @@ pub(super) fn avx2_select(scores: &[f32], floor: f32, out: &mut [u64]) {
 /// Only to be called where [`has_avx512`].
 pub(super) fn avx512_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     #[target_feature(enable = "avx512f,avx512vnni")]
+    #[inline]
+    fn add(sum: __m512i, code: &[u8; 64], plane: &Step) -> __m512i {
+        _mm512_dpbusd_epi32(sum, load512(code), load512(bytemuck::cast_ref(&plane.0)))
+    }
+    #[target_feature(enable = "avx512f,avx512vnni")]
     fn dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
         let zero = _mm512_setzero_si512();
-        // Even and odd steps apart, to hide the latency of the multiply-add.
-        let mut sums = [[zero; 2]; 2];
-        let steps = high.iter().zip(low).zip(code.as_chunks().0);
-        for (i, ((high, low), code)) in steps.enumerate() {
-            let [of_high, of_low] = &mut sums[i % 2];
-            let code = load512(code);
-            *of_high = _mm512_dpbusd_epi32(*of_high, code, load512(bytemuck::cast_ref(&high.0)));
-            *of_low = _mm512_dpbusd_epi32(*of_low, code, load512(bytemuck::cast_ref(&low.0)));
+        // Two steps at a time, to hide the latency of the multiply-add.
+        let (mut high_even, mut high_odd) = (zero, zero);
+        let (mut low_even, mut low_odd) = (zero, zero);
+        let (codes, _) = code.as_chunks();
+        let (highs, last_high) = high.as_chunks();
+        let (lows, last_low) = low.as_chunks();
+        let (pairs, last_code) = codes.as_chunks();
+        for (([h0, h1], [l0, l1]), [c0, c1]) in highs.iter().zip(lows).zip(pairs) {
+            high_even = add(high_even, c0, h0);
+            low_even = add(low_even, c0, l0);
+            high_odd = add(high_odd, c1, h1);
+            low_odd = add(low_odd, c1, l1);
         }
-        let [[high_even, low_even], [high_odd, low_odd]] = sums;
+        if let ([code], [high], [low]) = (last_code, last_high, last_low) {
+            high_even = add(high_even, code, high);
+            low_even = add(low_even, code, low);
+        }
         let of_high = _mm512_reduce_add_epi32(_mm512_add_epi32(high_even, high_odd));
         let of_low = _mm512_reduce_add_epi32(_mm512_add_epi32(low_even, low_odd));
         of_high as f32 * 128.0 + of_low as f32
