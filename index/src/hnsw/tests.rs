@@ -1,6 +1,7 @@
 //! The graph against exact search, and against damaged bytes.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 
 use arrow_buffer::Buffer;
@@ -13,6 +14,7 @@ use crate::{
     Sections, VectorIndex, Vectors,
 };
 
+#[derive(Clone)]
 struct InMemory {
     sections: HashMap<&'static str, Buffer>,
     rows: usize,
@@ -159,7 +161,7 @@ fn scores_are_exact() {
 
 #[test]
 fn filtered_recall_is_high_at_every_share_scattered_or_far_from_the_query() {
-    let rows = 12_000;
+    let rows = 8000;
     let data = vectors(Shape::Clustered, Elem::F32, rows, 32, 1);
     let queries = vectors(Shape::Clustered, Elem::F32, 40, 32, 2);
     let index = open(&data, Metric::Cosine);
@@ -292,8 +294,7 @@ proptest! {
     ) {
         let random = &mut Random(seed);
         let data = vectors(Shape::Clustered, Elem::F32, 600, 8, 1);
-        let built = HnswParams { m: 4, ef_construction: 20, seed };
-        let mut sections = build(&data, Metric::L2, &built);
+        let mut sections = UNDAMAGED.clone();
         for _ in 0..damages {
             damage(random, &mut sections);
         }
@@ -312,6 +313,11 @@ proptest! {
         }
     }
 }
+
+static UNDAMAGED: LazyLock<InMemory> = LazyLock::new(|| {
+    let data = vectors(Shape::Clustered, Elem::F32, 600, 8, 1);
+    build(&data, Metric::L2, &HnswParams { m: 4, ef_construction: 20, seed: 1 })
+});
 
 /// Changes some bytes of one section, its length, its alignment, or the number of rows.
 fn damage(random: &mut Random, sections: &mut InMemory) {
