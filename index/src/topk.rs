@@ -75,12 +75,6 @@ impl TopK {
         }
     }
 
-    /// Whether `k` hits are held.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.heap.len() >= self.k
-    }
-
     /// The hits, best first.
     #[must_use]
     pub fn into_hits(self) -> Vec<Hit> {

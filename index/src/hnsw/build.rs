@@ -21,7 +21,7 @@ pub(super) fn build(
     params.check()?;
     let mut builder = Builder {
         params: *params,
-        codes: Codes::encode(vectors, metric),
+        codes: Codes::encode(vectors, metric, cancel)?,
         graph: Growing::new(vectors.rows(), params),
         chooser: Chooser::default(),
     };

@@ -17,12 +17,14 @@ use half::{bf16, f16};
 use super::layout::{CENTRE, CODES, OFFSETS, STEPS};
 use crate::kernel::{self, CodeDot, Step};
 use crate::sections::typed;
-use crate::{Elem, Error, Metric, Row, Sections, Vectors};
+use crate::{Cancel, Elem, Error, Metric, Row, Sections, Vectors};
 
 /// Rows are padded to whole cache lines, which the kernel reads one at a time.
 const LINE: usize = size_of::<Step>();
 /// 10,000 rows, evenly spread, from which limits are taken.
 const SAMPLE: usize = 10_000;
+/// 4,096 rows between looks at the clock: a few milliseconds.
+const ROWS_PER_CHECK: Row = 4096;
 /// Four standard deviations: beyond lie so few that clipping them costs less than the coarser
 /// steps for all others would.
 const CLIP: f64 = 4.0;
@@ -189,17 +191,27 @@ impl Scale {
 
 impl Codes {
     /// Encodes all rows.
-    pub(super) fn encode(vectors: &Vectors, metric: Metric) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub(super) fn encode(
+        vectors: &Vectors,
+        metric: Metric,
+        cancel: &Cancel,
+    ) -> Result<Self, Error> {
         let scale = Scale::fit(vectors, metric);
         let stride = stride(vectors.dim(), scale.is_centred());
         let mut bytes = vec![0; vectors.rows() * stride];
         let mut row = Vec::with_capacity(vectors.dim());
         for (at, code) in (0..).zip(bytes.chunks_exact_mut(stride)) {
+            if at % ROWS_PER_CHECK == 0 {
+                cancel.check()?;
+            }
             numbers(metric, vectors.elem(), vectors.row(at), &mut row);
             scale.to_centre(&mut row);
             scale.encode(&row, code);
         }
-        Self { scale, bytes: Buffer::from_vec(bytes), stride, dot: kernel::code_dot() }
+        Ok(Self { scale, bytes: Buffer::from_vec(bytes), stride, dot: kernel::code_dot() })
     }
 
     /// The sections to open the same codes from.
