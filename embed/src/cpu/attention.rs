@@ -8,11 +8,15 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::gemm::{PanelWidth, Sink, multiply, pack, write};
+use super::gemm::{Lanes, Sink, multiply, pack, write};
 use super::math::exp;
 
-/// Query rows of a block: four full tiles, so that a panel is read once for 48 rows.
+/// Query rows of a block: six full tiles, so that a panel is read once for 48 rows.
 const BLOCK_ROWS: usize = 48;
+
+/// Vectors of columns in a panel. Two make 32 columns with AVX-512, which is a whole head of the
+/// small models and half a head of the large ones; three would be padding for a third.
+const VECTORS: usize = 2;
 
 /// The shape of multi-head attention.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +93,7 @@ struct Layout {
 
 impl Layout {
     fn new(arch: Arch, rows: usize, width: usize) -> Self {
-        Self { rows, width, panel_width: arch.dispatch(PanelWidth) }
+        Self { rows, width, panel_width: VECTORS * arch.dispatch(Lanes) }
     }
 
     /// Panels of keys: `width` inner indices, one column per key.
@@ -222,12 +226,12 @@ struct Scores<'a> {
     column: usize,
 }
 
-impl<S: Simd> Sink<S> for Scores<'_> {
+impl<S: Simd> Sink<S, VECTORS> for Scores<'_> {
     #[inline(always)]
-    fn tile<const R: usize>(&mut self, _: S, row: usize, tile: &[[S::f32s; 2]; R]) {
+    fn tile<const R: usize>(&mut self, _: S, row: usize, tile: &[[S::f32s; VECTORS]; R]) {
         for (r, values) in tile.iter().enumerate() {
             let at = (row + r) * self.stride + self.column;
-            write(&mut self.out[at..at + 2 * S::F32_LANES], values);
+            write(&mut self.out[at..at + VECTORS * S::F32_LANES], values);
         }
     }
 }
@@ -240,9 +244,9 @@ struct Context<'a> {
     weights: &'a [f32; BLOCK_ROWS],
 }
 
-impl<S: Simd> Sink<S> for Context<'_> {
+impl<S: Simd> Sink<S, VECTORS> for Context<'_> {
     #[inline(always)]
-    fn tile<const R: usize>(&mut self, simd: S, row: usize, tile: &[[S::f32s; 2]; R]) {
+    fn tile<const R: usize>(&mut self, simd: S, row: usize, tile: &[[S::f32s; VECTORS]; R]) {
         for (r, values) in tile.iter().enumerate() {
             let weight = simd.splat_f32s(self.weights[row + r]);
             let values = values.map(|value| simd.mul_f32s(value, weight));

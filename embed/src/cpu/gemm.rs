@@ -1,9 +1,9 @@
 //! Matrix products with a weight matrix that was packed once.
 //!
-//! A [`Matrix`] stores `n × k` weights as panels of two vectors of columns: panel `p` holds, for
-//! each inner index, the weights of outputs `p * NR .. (p + 1) * NR` side by side. A tile of up
-//! to 12 input rows times one panel stays in registers for the whole inner loop, the panel
-//! streams from the cache, and nothing is packed at run time. So a query of ten tokens costs no
+//! A [`Matrix`] stores `n × k` weights as panels of three vectors of columns: a panel holds, for
+//! each inner index, the weights of its outputs side by side. A tile of up to eight input rows
+//! times one panel stays in registers for the whole inner loop, the panel streams from the
+//! cache, and nothing is packed at run time. So a query of ten tokens costs no
 //! set-up, and each output element is one chain of fused multiply-adds in the order of `k`,
 //! whatever the number of rows: results do not depend on the batch.
 
@@ -56,7 +56,7 @@ impl Matrix {
     fn for_arch(arch: Arch, weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Self {
         let outputs = weights.len() / inputs;
         assert_eq!(weights.len(), outputs * inputs, "weights are whole rows");
-        let panel_width = arch.dispatch(PanelWidth);
+        let panel_width = VECTORS * arch.dispatch(Lanes);
         let count = outputs.div_ceil(panel_width);
         let mut panels = vec![0.0; count * panel_width * inputs + LINE];
         let start = panels.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
@@ -104,14 +104,18 @@ impl Matrix {
 /// Floats in a cache line.
 const LINE: usize = 16;
 
-/// Columns of a panel for an instruction set: two vectors.
-pub(super) struct PanelWidth;
+/// Vectors of columns in a panel of weights. Three by eight rows fill 24 registers and need the
+/// fewest loads per product.
+const VECTORS: usize = 3;
 
-impl WithSimd for PanelWidth {
+/// Floats in a vector of an instruction set.
+pub(super) struct Lanes;
+
+impl WithSimd for Lanes {
     type Output = usize;
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> usize {
-        2 * S::F32_LANES
+        S::F32_LANES
     }
 }
 
@@ -144,7 +148,7 @@ pub(crate) fn matmul(x: &[f32], matrix: &Matrix, activation: Activation) -> Vec<
     let threads = rayon::current_num_threads();
     if rows > BLOCK_ROWS / 2 || threads == 1 {
         // Whole output rows per task.
-        let block = BLOCK_ROWS.min(rows.div_ceil(threads).next_multiple_of(12)).max(12);
+        let block = BLOCK_ROWS.min(rows.div_ceil(threads).next_multiple_of(8));
         out.par_chunks_mut(block * matrix.outputs).enumerate().for_each(|(index, out)| {
             let x = &x[index * block * matrix.inputs..];
             let rows = out.len() / matrix.outputs;
@@ -227,7 +231,7 @@ impl WithSimd for Product<'_> {
                 stride: width,
                 column: column - first,
                 columns: matrix.panel_width.min(matrix.outputs - column),
-                bias: [bias[0], bias[1]],
+                bias: std::array::from_fn(|vector| bias[vector]),
                 activation,
             };
             multiply(simd, x, matrix.inputs, matrix.inputs, rows, matrix.panel(panel), &mut sink);
@@ -251,7 +255,7 @@ impl WithSimd for RowMax<'_> {
         let rows = x.len() / matrix.inputs;
         for (offset, out) in out.chunks_mut(matrix.panel_width).enumerate() {
             let panel = first + offset;
-            let mut sink = Largest::<S> { best: [simd.splat_f32s(f32::NEG_INFINITY); 2] };
+            let mut sink = Largest::<S> { best: [simd.splat_f32s(f32::NEG_INFINITY); VECTORS] };
             multiply(simd, x, matrix.inputs, matrix.inputs, rows, matrix.panel(panel), &mut sink);
             let bias = &matrix.bias[panel * matrix.panel_width..];
             let best: &[f32] = bytemuck::cast_slice(&sink.best);
@@ -263,9 +267,9 @@ impl WithSimd for RowMax<'_> {
 }
 
 /// Takes the finished tiles of a product.
-pub(super) trait Sink<S: Simd> {
+pub(super) trait Sink<S: Simd, const V: usize> {
     /// `tile[r]` is row `row + r` of the product with the current panel.
-    fn tile<const R: usize>(&mut self, simd: S, row: usize, tile: &[[S::f32s; 2]; R]);
+    fn tile<const R: usize>(&mut self, simd: S, row: usize, tile: &[[S::f32s; V]; R]);
 }
 
 /// Adds the bias, applies the activation and writes.
@@ -274,13 +278,13 @@ struct Store<'a, S: Simd> {
     stride: usize,
     column: usize,
     columns: usize,
-    bias: [S::f32s; 2],
+    bias: [S::f32s; VECTORS],
     activation: Activation,
 }
 
-impl<S: Simd> Sink<S> for Store<'_, S> {
+impl<S: Simd> Sink<S, VECTORS> for Store<'_, S> {
     #[inline(always)]
-    fn tile<const R: usize>(&mut self, simd: S, row: usize, tile: &[[S::f32s; 2]; R]) {
+    fn tile<const R: usize>(&mut self, simd: S, row: usize, tile: &[[S::f32s; VECTORS]; R]) {
         for (r, sums) in tile.iter().enumerate() {
             let mut values = *sums;
             for (value, bias) in values.iter_mut().zip(self.bias) {
@@ -297,9 +301,9 @@ impl<S: Simd> Sink<S> for Store<'_, S> {
     }
 }
 
-/// Writes two vectors, or as many of their lanes as `to` has room for.
+/// Writes whole vectors, or as many of their lanes as `to` has room for.
 #[inline(always)]
-pub(super) fn write<V: bytemuck::Pod>(to: &mut [f32], values: &[V; 2]) {
+pub(super) fn write<T: bytemuck::Pod>(to: &mut [f32], values: &[T]) {
     let values: &[f32] = bytemuck::cast_slice(values);
     // The first branch has a length known at compile time: two stores, not a call.
     if to.len() == values.len() {
@@ -310,72 +314,98 @@ pub(super) fn write<V: bytemuck::Pod>(to: &mut [f32], values: &[V; 2]) {
 }
 
 struct Largest<S: Simd> {
-    best: [S::f32s; 2],
+    best: [S::f32s; VECTORS],
 }
 
-impl<S: Simd> Sink<S> for Largest<S> {
+impl<S: Simd> Sink<S, VECTORS> for Largest<S> {
     #[inline(always)]
-    fn tile<const R: usize>(&mut self, simd: S, _: usize, tile: &[[S::f32s; 2]; R]) {
+    fn tile<const R: usize>(&mut self, simd: S, _: usize, tile: &[[S::f32s; VECTORS]; R]) {
         for sums in tile {
-            self.best[0] = simd.max_f32s(self.best[0], sums[0]);
-            self.best[1] = simd.max_f32s(self.best[1], sums[1]);
+            for (best, sum) in self.best.iter_mut().zip(sums) {
+                *best = simd.max_f32s(*best, *sum);
+            }
         }
     }
 }
 
-/// The product of `rows` rows (`inner` wide, `stride` apart) with one panel, tile by tile.
+/// The product of `rows` rows (`inner` wide, `stride` apart) with one panel of `V` vectors of
+/// columns, tile by tile.
 #[inline(always)]
-pub(super) fn multiply<S: Simd>(
+pub(super) fn multiply<S: Simd, const V: usize>(
     simd: S,
     x: &[f32],
     stride: usize,
     inner: usize,
     rows: usize,
     panel: &[f32],
-    sink: &mut impl Sink<S>,
+    sink: &mut impl Sink<S, V>,
 ) {
-    let panel = S::as_simd_f32s(panel).0;
+    let panel = S::as_simd_f32s(panel).0.as_chunks::<V>().0;
     let mut row = 0;
-    // With 32 registers 24 hold the tile; with 16, 12 do.
+    // With 32 registers 24 hold a tile of the widest panel; with 16, 12 do.
     if const { S::REGISTER_COUNT >= 32 } {
-        while rows - row >= 12 {
-            sink.tile(simd, row, &tile::<S, 12>(simd, &x[row * stride..], stride, inner, panel));
-            row += 12;
+        while rows - row >= 8 {
+            sink.tile(simd, row, &tile::<S, 8, V>(simd, &x[row * stride..], stride, inner, panel));
+            row += 8;
         }
     }
-    while rows - row >= 6 {
-        sink.tile(simd, row, &tile::<S, 6>(simd, &x[row * stride..], stride, inner, panel));
-        row += 6;
+    while rows - row >= 4 {
+        sink.tile(simd, row, &tile::<S, 4, V>(simd, &x[row * stride..], stride, inner, panel));
+        row += 4;
     }
     while rows - row >= 2 {
-        sink.tile(simd, row, &tile::<S, 2>(simd, &x[row * stride..], stride, inner, panel));
+        sink.tile(simd, row, &tile::<S, 2, V>(simd, &x[row * stride..], stride, inner, panel));
         row += 2;
     }
     if rows > row {
-        sink.tile(simd, row, &tile::<S, 1>(simd, &x[row * stride..], stride, inner, panel));
+        sink.tile(simd, row, &tile::<S, 1, V>(simd, &x[row * stride..], stride, inner, panel));
     }
 }
 
+/// `R` rows times one panel, all sums in registers.
+///
+/// The inner loop is unrolled by a constant so that the row pointers are checked and loaded once
+/// for several steps: there are more of them than a loop can keep in registers beside its sums.
 #[inline(always)]
-fn tile<S: Simd, const R: usize>(
+fn tile<S: Simd, const R: usize, const V: usize>(
     simd: S,
     x: &[f32],
     stride: usize,
     inner: usize,
-    panel: &[S::f32s],
-) -> [[S::f32s; 2]; R] {
-    let rows: [&[f32]; R] = std::array::from_fn(|r| &x[r * stride..r * stride + inner]);
-    let panel = &panel[..2 * inner];
-    let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-    for i in 0..inner {
-        let (left, right) = (panel[2 * i], panel[2 * i + 1]);
-        for (sums, row) in sums.iter_mut().zip(&rows) {
-            let x = simd.splat_f32s(row[i]);
-            sums[0] = simd.mul_add_e_f32s(x, left, sums[0]);
-            sums[1] = simd.mul_add_e_f32s(x, right, sums[1]);
+    panel: &[[S::f32s; V]],
+) -> [[S::f32s; V]; R] {
+    const UNROLL: usize = 4;
+    let rows: [(&[[f32; UNROLL]], &[f32]); R] =
+        std::array::from_fn(|r| x[r * stride..r * stride + inner].as_chunks());
+    let (body, tail) = panel[..inner].as_chunks::<UNROLL>();
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    for (i, weights) in body.iter().enumerate() {
+        let x: [&[f32; UNROLL]; R] = std::array::from_fn(|r| &rows[r].0[i]);
+        for (step, weights) in weights.iter().enumerate() {
+            for (sums, x) in sums.iter_mut().zip(&x) {
+                add_product(simd, sums, x[step], weights);
+            }
+        }
+    }
+    for (i, weights) in tail.iter().enumerate() {
+        for (sums, (_, x)) in sums.iter_mut().zip(&rows) {
+            add_product(simd, sums, x[i], weights);
         }
     }
     sums
+}
+
+#[inline(always)]
+fn add_product<S: Simd, const V: usize>(
+    simd: S,
+    sums: &mut [S::f32s; V],
+    x: f32,
+    weights: &[S::f32s; V],
+) {
+    let x = simd.splat_f32s(x);
+    for (sum, weights) in sums.iter_mut().zip(weights) {
+        *sum = simd.mul_add_e_f32s(x, *weights, *sum);
+    }
 }
 
 #[cfg(test)]
