@@ -489,3 +489,114 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     }
     serde_json::from_slice(&text).map(Some).map_err(|error| load(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with these files and, if they are not given, the least that is needed.
+    fn read(files: &[(&str, &str)]) -> Result<Folder, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = r#"{"architectures": ["BertModel"], "model_type": "bert", "vocab_size": 30,
+            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "max_position_embeddings": 512, "type_vocab_size": 2,
+            "layer_norm_eps": 1e-12, "hidden_act": "gelu"}"#;
+        let least = [("config.json", config), ("model.safetensors", ""), ("tokenizer.json", "{}")];
+        for (name, text) in least.iter().chain(files) {
+            let path = dir.path().join(name);
+            fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+            fs_err::write(path, text).unwrap();
+        }
+        Folder::read("org/name", dir.path())
+    }
+
+    fn reason(files: &[(&str, &str)]) -> String {
+        read(files).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_bare_encoder_is_mean_pooled_and_normalised() {
+        let folder = read(&[]).unwrap();
+        let expected = HeadConfig::Pooled { pooling: Pooling::Mean, normalize: true };
+        assert_eq!(folder.head, expected);
+        assert_eq!(folder.spec.dense_dim, Some(8));
+        assert_eq!((folder.spec.max_length, folder.spec.max_length_limit), (512, 512));
+    }
+
+    #[test]
+    fn modules_decide_on_pooling_and_normalisation() {
+        let modules = r#"[{"type": "sentence_transformers.models.Transformer", "path": ""},
+            {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]"#;
+        let cls = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#;
+        let folder = read(&[("modules.json", modules), ("1_Pooling/config.json", cls)]).unwrap();
+        let expected = HeadConfig::Pooled { pooling: Pooling::First, normalize: false };
+        assert_eq!(folder.head, expected);
+
+        let newer = r#"{"pooling_mode": "mean", "include_prompt": true}"#;
+        let folder = read(&[("1_Pooling/config.json", newer)]).unwrap();
+        let expected = HeadConfig::Pooled { pooling: Pooling::Mean, normalize: true };
+        assert_eq!(folder.head, expected);
+
+        assert!(reason(&[("modules.json", modules)]).contains("1_Pooling/config.json"));
+        let both = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#;
+        assert!(reason(&[("1_Pooling/config.json", both)]).contains("1_Pooling"));
+        let max = r#"{"pooling_mode_max_tokens": true}"#;
+        assert!(reason(&[("1_Pooling/config.json", max)]).contains("cls and mean"));
+        let dense = r#"[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#;
+        assert!(reason(&[("modules.json", dense)]).contains("`Dense`"));
+        let out = r#"[{"type": "sentence_transformers.models.Pooling", "path": "../x"}]"#;
+        assert!(reason(&[("modules.json", out)]).contains("../x"));
+    }
+
+    #[test]
+    fn lengths_come_from_the_model_and_are_512_at_most_by_default() {
+        let tokenizer = ("tokenizer_config.json", r#"{"model_max_length": 1e30}"#);
+        let own = ("sentence_bert_config.json", r#"{"max_seq_length": 256}"#);
+        let spec = read(&[tokenizer, own]).unwrap().spec;
+        assert_eq!((spec.max_length, spec.max_length_limit), (256, 512));
+        let tokenizer = ("tokenizer_config.json", r#"{"model_max_length": 128}"#);
+        let spec = read(&[tokenizer, own]).unwrap().spec;
+        assert_eq!((spec.max_length, spec.max_length_limit), (128, 128));
+        let xlm = r#"{"model_type": "xlm-roberta", "pad_token_id": 1, "vocab_size": 30,
+            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "max_position_embeddings": 8194, "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5, "hidden_act": "gelu"}"#;
+        let spec = read(&[("config.json", xlm)]).unwrap().spec;
+        assert_eq!((spec.max_length, spec.max_length_limit), (512, 8192));
+        let none = ("tokenizer_config.json", r#"{"model_max_length": -5}"#);
+        assert!(reason(&[none]).contains("0 tokens"));
+    }
+
+    #[test]
+    fn declared_prompts_belong_to_documents_and_queries() {
+        let prompts = r#"{"prompts": {"query": "query: ", "passage": "passage: "}}"#;
+        let spec = read(&[("config_sentence_transformers.json", prompts)]).unwrap().spec;
+        assert_eq!((&*spec.insert_prompt, &*spec.search_prompt), ("passage: ", "query: "));
+        let default = r#"{"prompts": {"all": "text: "}, "default_prompt_name": "all"}"#;
+        let spec = read(&[("config_sentence_transformers.json", default)]).unwrap().spec;
+        assert_eq!((&*spec.insert_prompt, &*spec.search_prompt), ("text: ", "text: "));
+        let none = r#"{"prompts": {}, "default_prompt_name": null}"#;
+        let spec = read(&[("config_sentence_transformers.json", none)]).unwrap().spec;
+        assert_eq!((&*spec.insert_prompt, &*spec.search_prompt), ("", ""));
+    }
+
+    #[test]
+    fn architectures_decide_on_the_head() {
+        let with = |architecture: &str, more: &str| {
+            let text = format!(r#"{{{more} "architectures": ["{architecture}"], REST"#);
+            let rest = r#""model_type": "bert", "vocab_size": 30, "hidden_size": 8,
+                "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+                "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+                "hidden_act": "gelu"}"#;
+            read(&[("config.json", &text.replace("REST", rest))])
+        };
+        assert_eq!(with("BertForMaskedLM", "").unwrap().head, HeadConfig::Splade);
+        let one = r#""id2label": {"0": "LABEL_0"},"#;
+        let head = with("BertForSequenceClassification", one).unwrap().head;
+        assert_eq!(head, HeadConfig::Classifier(Classifier::Bert));
+        let two = with("BertForSequenceClassification", r#""num_labels": 2,"#).unwrap_err();
+        assert!(two.to_string().contains("2 labels"), "{two}");
+        let other = with("BertForQuestionAnswering", "").unwrap_err();
+        assert!(other.to_string().contains("BertForQuestionAnswering"), "{other}");
+    }
+}

@@ -177,3 +177,90 @@ fn specials(tokenizer: &Tokenizer) -> Result<Specials, &'static str> {
         without_weight,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde::Deserialize;
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    fn golden_dir() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/embedding-golden")
+    }
+
+    fn golden<T: DeserializeOwned>(model: &str) -> T {
+        let path = golden_dir().join(format!("{model}.golden.json"));
+        serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap()
+    }
+
+    fn tokenizer(model: &str) -> TextTokenizer {
+        TextTokenizer::load(model, &golden_dir().join(model), 4014, false).unwrap()
+    }
+
+    #[derive(Deserialize)]
+    struct Texts {
+        sentences: Vec<String>,
+        input_ids: Vec<Vec<u32>>,
+    }
+
+    #[test]
+    fn ids_are_those_of_the_reference() {
+        let golden: Texts = golden("tiny-bge-m3");
+        let tokenizer = tokenizer("tiny-bge-m3");
+        for (text, ids) in golden.sentences.iter().zip(&golden.input_ids) {
+            assert_eq!(&tokenizer.text("", text, 512).unwrap().ids, ids);
+            let cut = tokenizer.text("", text, 8).unwrap().ids;
+            let mut expected = ids[..ids.len().min(8)].to_vec();
+            expected[ids.len().min(8) - 1] = 2;
+            assert_eq!(cut, expected, "the end is cut off, </s> stays");
+        }
+    }
+
+    #[derive(Deserialize)]
+    struct Run {
+        max_length: usize,
+        input_ids: Vec<Vec<u32>>,
+    }
+
+    #[derive(Deserialize)]
+    struct Pairs {
+        pairs: Vec<[String; 2]>,
+        runs: Vec<Run>,
+    }
+
+    #[test]
+    fn pairs_are_framed_and_cut_as_flagembedding_does() {
+        let golden: Pairs = golden("tiny-reranker");
+        let tokenizer = tokenizer("tiny-reranker");
+        for run in &golden.runs {
+            for ([query, document], ids) in golden.pairs.iter().zip(&run.input_ids) {
+                let query = tokenizer.query(query, run.max_length).unwrap();
+                let pair = tokenizer.pair(&query, document, run.max_length).unwrap();
+                assert_eq!(&pair.ids, ids);
+            }
+        }
+    }
+
+    #[test]
+    fn a_pair_never_exceeds_its_length_however_short() {
+        let tokenizer = tokenizer("tiny-reranker");
+        let long = "retrieval ".repeat(50);
+        for max_length in 8..40 {
+            let query = tokenizer.query(&long, max_length).unwrap();
+            let pair = tokenizer.pair(&query, &long, max_length).unwrap();
+            assert_eq!(pair.ids.len(), max_length);
+        }
+    }
+
+    #[test]
+    fn ids_beyond_the_word_table_are_an_error_that_names_both() {
+        let dir = golden_dir().join("tiny-bge-m3");
+        let small = TextTokenizer::load("tiny", &dir, 100, false).unwrap();
+        let error = small.text("", "retrieval", 512).unwrap_err().to_string();
+        assert!(error.contains("100 word vectors"), "{error}");
+        assert!(TextTokenizer::load("tiny", &dir, 2, false).is_err());
+    }
+}
