@@ -36,7 +36,7 @@ impl ReadView {
         if wanted == 0 {
             return Ok(Vec::new());
         }
-        let sources = self.key_sources(selection)?;
+        let sources = self.key_sources(selection, offset.saturating_add(wanted))?;
         let mut cursors: Vec<_> = sources.iter().map(|source| source.rows()).collect();
         let mut heap = BinaryHeap::with_capacity(cursors.len());
         for (at, cursor) in cursors.iter_mut().enumerate() {
@@ -62,7 +62,12 @@ impl ReadView {
         Ok(rows)
     }
 
-    fn key_sources<'a>(&self, selection: &'a Selection) -> Result<Vec<KeySource<'a>>, Error> {
+    /// The selected rows by chunk. Of chunks that are not sorted, the `first` smallest keys.
+    fn key_sources<'a>(
+        &self,
+        selection: &'a Selection,
+        first: usize,
+    ) -> Result<Vec<KeySource<'a>>, Error> {
         let mut sources = Vec::new();
         for (position, segment) in self.segments()?.iter().enumerate() {
             let Some(masks) = selection.segments.get(position).and_then(Option::as_ref) else {
@@ -74,9 +79,14 @@ impl ReadView {
                     Order::AsStored(mask)
                 } else {
                     let mut rows: Vec<Row> = mask.iter().collect();
-                    rows.sort_unstable_by(|&a, &b| {
+                    let by_key = |&a: &Row, &b: &Row| {
                         keys.get(a as usize).cmp(&keys.get(b as usize)).then(a.cmp(&b))
-                    });
+                    };
+                    if first < rows.len() {
+                        rows.select_nth_unstable_by(first, by_key);
+                        rows.truncate(first);
+                    }
+                    rows.sort_unstable_by(by_key);
                     Order::Sorted(rows)
                 };
                 sources.push(KeySource { segment: position as u32, start, keys, order });

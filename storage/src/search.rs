@@ -5,6 +5,7 @@
 //! on the current rayon pool and merges the pieces' best hits. How rows are fetched once they
 //! are found stands in `query`.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -30,6 +31,10 @@ const PIECE_ROWS: usize = 32_768;
 /// A key set is looked up by binary search while it has fewer keys than one in this many rows;
 /// with more keys, one pass over the key column is cheaper.
 const ROWS_PER_LOOKUP: usize = 16;
+
+/// 16 Mi hits, 128 MiB: as many as pieces may hand in at a time before they are merged. Many
+/// queries with many results each are answered in blocks.
+const MAX_HITS: usize = 1 << 24;
 
 /// A row that was found, and how good it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,6 +94,7 @@ impl ReadView {
     pub fn select(&self, scope: &Scope<'_>, cancel: &Cancel) -> Result<Selection, Error> {
         let filter = scope.filter.filter(|filter| !filter.is_always_true());
         let keys = filter.and_then(Predicate::key_set);
+        let range = filter.map(Predicate::key_range);
         let segments = self
             .segments()?
             .par_iter()
@@ -96,6 +102,9 @@ impl ReadView {
                 cancel.check()?;
                 let wanted = scope.partitions.is_none_or(|ids| ids.contains(&segment.partition));
                 if !wanted || (scope.ignore_growing && segment.is_growing()) {
+                    return Ok(None);
+                }
+                if range.as_ref().is_some_and(|range| !may_reach(segment, range)) {
                     return Ok(None);
                 }
                 let masks = match (&keys, filter) {
@@ -153,19 +162,29 @@ impl ReadView {
                 }));
             }
         }
-        let mut found = vec![Vec::new(); ann.queries.len()];
-        let hits = pieces
-            .par_iter()
-            .map(|piece| piece.search(&segments[piece.segment as usize], field, ann, cancel))
-            .collect::<Result<Vec<_>, Error>>()?;
-        for (piece, lists) in pieces.iter().zip(hits) {
-            for (found, hits) in found.iter_mut().zip(lists) {
-                found.extend(hits.into_iter().map(|hit| piece.found(hit)));
+        let k = ann.params.k.min(selection.rows);
+        let params = SearchParams { k, ..ann.params };
+        let block = (MAX_HITS / pieces.len().max(1) / (k + 1)).max(1);
+        let mut found = Vec::with_capacity(ann.queries.len());
+        for queries in ann.queries.chunks(block) {
+            let ann = AnnQuery { queries, params, ..*ann };
+            let hits = pieces
+                .par_iter()
+                .map(|piece| piece.search(&segments[piece.segment as usize], field, &ann, cancel))
+                .collect::<Result<Vec<_>, Error>>()?;
+            let mut block_found = vec![Vec::new(); queries.len()];
+            for (piece, lists) in pieces.iter().zip(hits) {
+                for (found, hits) in block_found.iter_mut().zip(lists) {
+                    found.extend(hits.into_iter().map(|hit| piece.found(hit)));
+                }
             }
-        }
-        for found in &mut found {
-            self.best_first(found)?;
-            found.truncate(ann.params.k);
+            for mut best in block_found {
+                cancel.check()?;
+                self.best_first(&mut best)?;
+                best.truncate(k);
+                best.shrink_to_fit();
+                found.push(best);
+            }
         }
         Ok(found)
     }
@@ -238,6 +257,22 @@ pub(crate) fn may_hold(segment: &Segment, keys: &Keys) -> bool {
     segment.key_range().is_none_or(|(low, high)| keys.iter().any(|key| (low..=high).contains(&key)))
 }
 
+/// Whether a key within the bounds may be in the segment.
+fn may_reach(segment: &Segment, (low, high): &(Bound<Key>, Bound<Key>)) -> bool {
+    let Some((first, last)) = segment.key_range() else { return true };
+    let reaches_low = match low {
+        Bound::Unbounded => true,
+        Bound::Included(low) => last >= low.as_ref(),
+        Bound::Excluded(low) => last > low.as_ref(),
+    };
+    let reaches_high = match high {
+        Bound::Unbounded => true,
+        Bound::Included(high) => first <= high.as_ref(),
+        Bound::Excluded(high) => first < high.as_ref(),
+    };
+    reaches_low && reaches_high
+}
+
 pub(crate) fn lookup_is_cheaper(segment: &Segment, keys: &Keys) -> bool {
     segment.is_sorted_by_key()
         && segment.chunks().len() == 1
@@ -279,10 +314,8 @@ fn split(
     segment: &Segment,
     field: &Field,
 ) -> impl Iterator<Item = (usize, usize)> + use<> {
-    let size = match field.data_type {
-        DataType::SparseFloatVector if segment.sparse_index(field).is_some() => rows.max(1),
-        _ => PIECE_ROWS,
-    };
+    let whole = segment.sparse_index(field).is_some();
+    let size = if whole { rows.max(1) } else { PIECE_ROWS };
     (0..rows).step_by(size).map(move |from| (from, size.min(rows - from)))
 }
 
@@ -305,7 +338,25 @@ impl Piece<'_> {
             allowed.and_with(&RowMask::from_boolean_buffer(nulls.inner()));
         }
         let index = open(segment, field, &column, ann.metric, whole)?;
-        Ok(index.search_many(ann.queries, &ann.params, &allowed, cancel)?)
+        if segment.is_sorted_by_key() {
+            return Ok(index.search_many(ann.queries, &ann.params, &allowed, cancel)?);
+        }
+        // An index prefers smaller rows among equal scores, which here does not mean smaller
+        // keys. So ask for one more, and where it is as good as the last one wanted, for all
+        // that are.
+        let mut params = SearchParams { k: ann.params.k + 1, ..ann.params };
+        let mut lists = index.search_many(ann.queries, &params, &allowed, cancel)?;
+        for (query, hits) in ann.queries.iter().zip(&mut lists) {
+            params.k = ann.params.k + 1;
+            while hits.len() == params.k
+                && params.k >= 2
+                && hits[params.k - 1].score == hits[ann.params.k - 1].score
+            {
+                params.k *= 2;
+                *hits = index.search(query, &params, &allowed, cancel)?;
+            }
+        }
+        Ok(lists)
     }
 
     fn found(&self, hit: Hit) -> Found {
@@ -343,15 +394,26 @@ fn open(
 
 /// The rows of a dense vector column, without a copy.
 pub(crate) fn vectors(field: &Field, column: &ArrayRef) -> Result<Vectors, Error> {
-    let elem = match field.data_type {
-        DataType::FloatVector { .. } => Elem::F32,
-        DataType::Float16Vector { .. } => Elem::F16,
-        DataType::BFloat16Vector { .. } => Elem::Bf16,
-        DataType::Int8Vector { .. } => Elem::I8,
-        DataType::BinaryVector { .. } => Elem::Bit,
-        _ => return Err(Error::Invalid(format!("field `{}` holds no vectors", field.name))),
+    let (elem, dim) = match field.data_type {
+        DataType::FloatVector { dim } => (Elem::F32, dim),
+        DataType::Float16Vector { dim } => (Elem::F16, dim),
+        DataType::BFloat16Vector { dim } => (Elem::Bf16, dim),
+        DataType::Int8Vector { dim } => (Elem::I8, dim),
+        DataType::BinaryVector { dim } => (Elem::Bit, dim),
+        DataType::Bool
+        | DataType::Int8
+        | DataType::Int16
+        | DataType::Int32
+        | DataType::Int64
+        | DataType::Float
+        | DataType::Double
+        | DataType::VarChar { .. }
+        | DataType::Json
+        | DataType::Array { .. }
+        | DataType::SparseFloatVector => {
+            return Err(Error::Invalid(format!("field `{}` holds no vectors", field.name)));
+        }
     };
-    let dim = field.data_type.dim().unwrap_or(0) as usize;
     let buffer = match elem {
         Elem::F32 => {
             let values = column.as_fixed_size_list().values();
@@ -361,7 +423,7 @@ pub(crate) fn vectors(field: &Field, column: &ArrayRef) -> Result<Vectors, Error
             column.as_fixed_size_binary().values().clone()
         }
     };
-    let vectors = Vectors::new(buffer, elem, dim)?;
+    let vectors = Vectors::new(buffer, elem, dim as usize)?;
     if vectors.rows() != column.len() {
         return Err(Error::Internal(format!(
             "field `{}`: {} vectors for {} rows",
@@ -372,3 +434,6 @@ pub(crate) fn vectors(field: &Field, column: &ArrayRef) -> Result<Vectors, Error
     }
     Ok(vectors)
 }
+
+#[cfg(test)]
+mod tests;

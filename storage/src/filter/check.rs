@@ -1,56 +1,22 @@
 //! Binding: an expression and a schema become a plan.
 //!
-//! Names become columns, JSON paths or array elements; constants take the types of what they are
-//! compared with; `not` is pushed down to the tests. Every form of the language that is not
-//! supported is refused here, by name.
+//! Constants take the types of what they are compared with; `not` is pushed down to the tests. What
+//! names and values stand for is found in `bind`. Every form of the language that is not supported
+//! is refused in the two, by name.
 
-use super::ast::{Arg, Binary, Cmp, Connective, Expr, Kind as Form, List, Path, Step};
-use super::fold;
+use super::ast::{Arg, Cmp, Connective, Expr, Kind as Form, Path};
+use super::bind::{Binder, Bound, Kind, Value, as_int};
 use super::lex::Span;
 use super::like::Pattern;
 use super::parse::fail;
 use super::plan::{ArrayCheck, Bundle, Check, Members, Operand, Plan, Source, Test, int_limits};
 use super::set::ValueSet;
 use super::value::{Const, ConstList, Native, Num, native_f32, native_f64, native_int};
-use super::{FilterError, Templates};
-use crate::schema::{DataType, Field, META, Schema};
-
-/// Most JSON paths in one filter; they are extracted into a table of rows × paths.
-const MAX_PATHS: usize = 1_024;
+use super::{FilterError, Templates, fold};
+use crate::schema::Schema;
 
 /// Largest compiled regular expression.
 const REGEX_BYTES: usize = 1 << 20;
-
-/// Functions of the language that this node does not have.
-const UNSUPPORTED: [&str; 18] = [
-    "text_match",
-    "phrase_match",
-    "membership_match",
-    "random_sample",
-    "element_filter",
-    "match_any",
-    "match_all",
-    "match_least",
-    "match_most",
-    "match_exact",
-    "st_equals",
-    "st_touches",
-    "st_overlaps",
-    "st_crosses",
-    "st_contains",
-    "st_intersects",
-    "st_within",
-    "st_dwithin",
-];
-
-const CONTAINS: [&str; 6] = [
-    "json_contains",
-    "array_contains",
-    "json_contains_all",
-    "array_contains_all",
-    "json_contains_any",
-    "array_contains_any",
-];
 
 /// Binds an expression that must be a condition.
 ///
@@ -79,64 +45,6 @@ pub(super) fn bind(
         .collect();
     Ok(Bundle { plan, fields: binder.fields, paths, primary })
 }
-
-struct Binder<'a> {
-    text: &'a str,
-    schema: &'a Schema,
-    templates: &'a Templates,
-    fields: Vec<Field>,
-    /// For each field, the paths asked of it and whether arrays are needed whole.
-    paths: Vec<Vec<(Vec<Step>, bool)>>,
-    slots: usize,
-}
-
-/// What an expression stands for.
-enum Value<'e> {
-    Const(Const),
-    Operand(Operand, Kind),
-    /// Something true or false, not bound yet.
-    Condition(&'e Expr),
-}
-
-/// The type of an operand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Int,
-    Single,
-    Double,
-    Text,
-    Bool,
-    /// Any type, known only row by row.
-    Json,
-    Array,
-    Vector,
-}
-
-impl Kind {
-    fn of(data_type: &DataType) -> Self {
-        match data_type {
-            DataType::Bool => Self::Bool,
-            DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => Self::Int,
-            DataType::Float => Self::Single,
-            DataType::Double => Self::Double,
-            DataType::VarChar { .. } => Self::Text,
-            DataType::Json => Self::Json,
-            DataType::Array { .. } => Self::Array,
-            DataType::FloatVector { .. }
-            | DataType::Float16Vector { .. }
-            | DataType::BFloat16Vector { .. }
-            | DataType::Int8Vector { .. }
-            | DataType::BinaryVector { .. }
-            | DataType::SparseFloatVector => Self::Vector,
-        }
-    }
-
-    fn is_number(self) -> bool {
-        matches!(self, Self::Int | Self::Single | Self::Double)
-    }
-}
-
-type Bound<T> = Result<T, FilterError>;
 
 impl Binder<'_> {
     /// Binds something true or false; `negated` asks for the rows where it is false.
@@ -191,170 +99,6 @@ impl Binder<'_> {
             expr.span,
             format!("predicate is not a boolean expression: {shown}, data type: {data_type}"),
         )
-    }
-
-    /// Binds something that has a value.
-    fn value<'e>(&mut self, expr: &'e Expr) -> Bound<Value<'e>> {
-        let span = expr.span;
-        Ok(match &expr.kind {
-            Form::Bool(value) => Value::Const(Const::Bool(*value)),
-            Form::Int(value) => Value::Const(Const::Int(i64::try_from(*value).map_err(|_| {
-                fail(span, format!("the integer {value} does not fit into 64 bits"))
-            })?)),
-            Form::Float(value) => Value::Const(Const::Float(*value)),
-            Form::Text(text) => Value::Const(Const::Text(text.clone())),
-            Form::List(list) => Value::Const(Const::List(self.list(list)?)),
-            Form::Template(name) => {
-                Value::Const(fold::template(name, self.templates).map_err(|why| fail(span, why))?)
-            }
-            Form::Path(path) => {
-                let (source, kind) = self.resolve(path, span, false)?;
-                Value::Operand(Operand { source, arithmetic: Vec::new() }, kind)
-            }
-            Form::Negate(inner) => self.negate(inner, span)?,
-            Form::Binary { op, left, right } => self.arithmetic(*op, left, right, span)?,
-            Form::Call { name, args } if self.function(name, span)? == "array_length" => {
-                let source = self.length(args, span)?;
-                Value::Operand(Operand { source, arithmetic: Vec::new() }, Kind::Int)
-            }
-            Form::Complement(_) => {
-                return Err(fail(span, "the bit operator `~` is not supported"));
-            }
-            Form::Temporal { name, .. } => {
-                return Err(fail(span, format!("`{name}` and timestamptz are not supported")));
-            }
-            Form::Not(_)
-            | Form::Logic { .. }
-            | Form::Compare { .. }
-            | Form::Range { .. }
-            | Form::In { .. }
-            | Form::Like { .. }
-            | Form::Matches { .. }
-            | Form::IsNull { .. }
-            | Form::Exists(_)
-            | Form::Call { .. } => Value::Condition(expr),
-        })
-    }
-
-    fn constant(&mut self, expr: &Expr, what: &str) -> Bound<Const> {
-        match self.value(expr)? {
-            Value::Const(value) => Ok(value),
-            Value::Operand(..) | Value::Condition(_) => {
-                Err(fail(expr.span, format!("{what} must be a constant")))
-            }
-        }
-    }
-
-    fn operand(&mut self, expr: &Expr, operator: &str) -> Bound<(Operand, Kind)> {
-        match self.value(expr)? {
-            Value::Operand(operand, kind) => Ok((operand, kind)),
-            Value::Const(_) | Value::Condition(_) => Err(fail(
-                expr.span,
-                format!("the left side of `{operator}` must be a field, a path or an element"),
-            )),
-        }
-    }
-
-    fn list(&mut self, list: &List) -> Bound<ConstList> {
-        match list {
-            List::Ints(ints) => Ok(ConstList::Ints(ints.clone())),
-            List::Texts(texts) => Ok(ConstList::Texts(texts.clone())),
-            List::Mixed(items) => {
-                let mut values = Vec::with_capacity(items.len());
-                for item in items {
-                    values.push(self.constant(item, "an element of a list")?);
-                }
-                Ok(fold::pack(values))
-            }
-        }
-    }
-
-    fn negate<'e>(&mut self, inner: &'e Expr, span: Span) -> Bound<Value<'e>> {
-        // The smallest integer has no positive counterpart, so it is recognised as a whole.
-        if matches!(inner.kind, Form::Int(value) if value == i64::MIN.unsigned_abs()) {
-            return Ok(Value::Const(Const::Int(i64::MIN)));
-        }
-        match self.value(inner)? {
-            Value::Const(value) => fold::arithmetic(Binary::Multiply, &value, &Const::Int(-1))
-                .map(Value::Const)
-                .map_err(|_| fail(span, format!("`-` cannot be applied to {}", value.type_name()))),
-            Value::Operand(operand, kind) => {
-                self.extend(operand, kind, Binary::Multiply, Num::Int(-1), span)
-            }
-            Value::Condition(_) => Err(fail(span, "`-` cannot be applied to a condition")),
-        }
-    }
-
-    fn arithmetic<'e>(
-        &mut self,
-        op: Binary,
-        left: &Expr,
-        right: &Expr,
-        span: Span,
-    ) -> Bound<Value<'e>> {
-        let bits = [Binary::ShiftLeft, Binary::ShiftRight, Binary::And, Binary::Xor, Binary::Or];
-        if bits.contains(&op) {
-            return Err(fail(span, format!("the bit operator `{}` is not supported", op.sign())));
-        }
-        let number = |value: &Const| {
-            value.num().ok_or_else(|| {
-                fail(span, format!("`{}` cannot be applied to {}", op.sign(), value.type_name()))
-            })
-        };
-        match (self.value(left)?, self.value(right)?) {
-            (Value::Const(a), Value::Const(b)) => {
-                fold::arithmetic(op, &a, &b).map(Value::Const).map_err(|why| fail(span, why))
-            }
-            (Value::Operand(operand, kind), Value::Const(value)) => {
-                self.extend(operand, kind, op, number(&value)?, span)
-            }
-            (Value::Const(value), Value::Operand(operand, kind)) => match op {
-                Binary::Add | Binary::Multiply => {
-                    self.extend(operand, kind, op, number(&value)?, span)
-                }
-                _ => Err(fail(
-                    span,
-                    format!(
-                        "`{}` needs the field on its left and the constant on its right",
-                        op.sign()
-                    ),
-                )),
-            },
-            (Value::Operand(..), Value::Operand(..)) => {
-                Err(fail(span, "arithmetic between two fields is not supported"))
-            }
-            (Value::Condition(_), _) | (_, Value::Condition(_)) => {
-                Err(fail(span, format!("`{}` cannot be applied to a condition", op.sign())))
-            }
-        }
-    }
-
-    /// Appends `op constant` to what is computed with an operand.
-    fn extend<'e>(
-        &self,
-        mut operand: Operand,
-        kind: Kind,
-        op: Binary,
-        constant: Num,
-        span: Span,
-    ) -> Bound<Value<'e>> {
-        if !kind.is_number() && kind != Kind::Json {
-            let name = self.type_name(&operand.source);
-            return Err(fail(span, format!("`{}` cannot be applied to {name}", op.sign())));
-        }
-        if op == Binary::Power {
-            return Err(fail(span, "`**` works on constants only"));
-        }
-        let like_it =
-            if matches!(kind, Kind::Int | Kind::Json) { Num::Int(1) } else { Num::Float(1.0) };
-        fold::check_divisor(op, like_it, constant).map_err(|why| fail(span, why))?;
-        operand.arithmetic.push((op, constant));
-        let kind = match (kind, constant) {
-            (Kind::Int, Num::Int(_)) => Kind::Int,
-            (Kind::Json, _) => Kind::Json,
-            _ => Kind::Double,
-        };
-        Ok(Value::Operand(operand, kind))
     }
 
     fn compare(
@@ -451,16 +195,16 @@ impl Binder<'_> {
                 let number = number.unwrap_or(Num::Int(0));
                 Ok(self.with_number(operand, kind, op, number))
             }
-            (Kind::Text, Const::Text(value)) => Ok(Plan::Test(match operand.source {
+            (Kind::Text, Const::Text(value)) => Ok(Plan::test(match operand.source {
                 Source::Column(field) => Test::Text { field, op, value },
                 _ => value_test(operand, Check::Text(op, value), false),
             })),
             (Kind::Json, Const::Text(value)) if plain => {
-                Ok(Plan::Test(value_test(operand, Check::Text(op, value), false)))
+                Ok(Plan::test(value_test(operand, Check::Text(op, value), false)))
             }
             (Kind::Bool | Kind::Json, Const::Bool(value)) if op.is_equality() && plain => {
                 let value = value == (op == Cmp::Equal);
-                Ok(Plan::Test(match (kind, &operand.source) {
+                Ok(Plan::test(match (kind, &operand.source) {
                     (Kind::Bool, Source::Column(field)) => Test::Bool { field: *field, value },
                     _ => value_test(operand, Check::Bool(value), false),
                 }))
@@ -472,7 +216,7 @@ impl Binder<'_> {
                     return Err(fail(span, "the list holds what JSON cannot express"));
                 };
                 self.keep_whole(&operand.source);
-                Ok(Plan::Test(value_test(operand, Check::Tree(tree), op == Cmp::NotEqual)))
+                Ok(Plan::test(value_test(operand, Check::Tree(tree), op == Cmp::NotEqual)))
             }
             (Kind::Array, Const::List(list)) if op.is_equality() => {
                 let Source::Column(field) = operand.source else {
@@ -480,7 +224,7 @@ impl Binder<'_> {
                 };
                 let items = self.array_items(field, &Const::List(list), span)?;
                 let check = ArrayCheck::Equals(items);
-                Ok(Plan::Test(Test::Array { field, check, negated: op == Cmp::NotEqual }))
+                Ok(Plan::test(Test::Array { field, check, negated: op == Cmp::NotEqual }))
             }
             (_, constant) => Err(fail(
                 span,
@@ -503,22 +247,22 @@ impl Binder<'_> {
         };
         let Some(field) = column else {
             let number = if kind == Kind::Single { round_single(number) } else { number };
-            return Plan::Test(value_test(operand, Check::Number(op, number), false));
+            return Plan::test(value_test(operand, Check::Number(op, number), false));
         };
-        let always = || Plan::Test(Test::Null { source: Source::Column(field), negated: true });
+        let always = || Plan::test(Test::Null { source: Source::Column(field), negated: true });
         match int_limits(&self.fields[field].data_type) {
             Some((min, max)) => match native_int(op, number, min, max) {
-                Native::Test(op, value) => Plan::Test(Test::Int { field, op, value }),
+                Native::Test(op, value) => Plan::test(Test::Int { field, op, value }),
                 Native::Always => always(),
                 Native::Never => Plan::Const(false),
             },
             None if kind == Kind::Single => match native_f32(op, number) {
-                Native::Test(op, value) => Plan::Test(Test::Single { field, op, value }),
+                Native::Test(op, value) => Plan::test(Test::Single { field, op, value }),
                 Native::Always => always(),
                 Native::Never => Plan::Const(false),
             },
             None => match native_f64(op, number) {
-                Native::Test(op, value) => Plan::Test(Test::Double { field, op, value }),
+                Native::Test(op, value) => Plan::test(Test::Double { field, op, value }),
                 Native::Always => always(),
                 Native::Never => Plan::Const(false),
             },
@@ -539,7 +283,7 @@ impl Binder<'_> {
             (Source::Column(left), Source::Column(right))
                 if comparable && a.arithmetic.is_empty() && b.arithmetic.is_empty() =>
             {
-                Ok(Plan::Test(Test::Columns { left: *left, op, right: *right }))
+                Ok(Plan::test(Test::Columns { left: *left, op, right: *right }))
             }
             _ => Err(fail(
                 span,
@@ -586,7 +330,7 @@ impl Binder<'_> {
                         .collect::<Bound<_>>()?,
                 };
                 let set = Members::Ints(ints.iter().copied().collect());
-                Ok(Plan::Test(Test::In { field, list: ConstList::Ints(ints), set, negated }))
+                Ok(Plan::test(Test::In { field, list: ConstList::Ints(ints), set, negated }))
             }
             (Kind::Text, Some(field)) => {
                 let ConstList::Texts(texts) = items else {
@@ -594,37 +338,16 @@ impl Binder<'_> {
                     return Err(cast(&wrong.unwrap_or(Const::Bool(false))));
                 };
                 let set = Members::Texts(texts.iter().cloned().collect());
-                Ok(Plan::Test(Test::In { field, list: ConstList::Texts(texts), set, negated }))
+                Ok(Plan::test(Test::In { field, list: ConstList::Texts(texts), set, negated }))
             }
             _ => {
                 let mut set = ValueSet::default();
                 for item in items.iter() {
                     set.insert(&self.element(&item, kind).ok_or_else(|| cast(&item))?);
                 }
-                Ok(Plan::Test(value_test(operand, Check::In(set), negated)))
+                Ok(Plan::test(value_test(operand, Check::In(set), negated)))
             }
         }
-    }
-
-    /// A list's element as a value of that kind; `None` if it cannot be one.
-    fn element(&self, item: &Const, kind: Kind) -> Option<Const> {
-        match (kind, item) {
-            (Kind::Int, _) => as_int(item).map(Const::Int),
-            (Kind::Single, Const::Float(value)) => Some(Const::Float(f64::from(*value as f32))),
-            (Kind::Single | Kind::Double, Const::Int(_))
-            | (Kind::Double, Const::Float(_))
-            | (Kind::Text, Const::Text(_))
-            | (Kind::Bool, Const::Bool(_))
-            | (Kind::Json, Const::Int(_) | Const::Float(_) | Const::Text(_) | Const::Bool(_)) => {
-                Some(item.clone())
-            }
-            _ => None,
-        }
-    }
-
-    fn cast_error(&self, item: &Const, source: &Source) -> String {
-        let name = self.type_name(source);
-        format!("value '{item}' in list cannot be casted to {name}")
     }
 
     fn like(&mut self, value: &Expr, pattern: &Expr, negated: bool) -> Bound<Plan> {
@@ -635,10 +358,10 @@ impl Binder<'_> {
         let pattern = Pattern::new(&text);
         match (kind, &operand.source) {
             (Kind::Text, Source::Column(field)) => {
-                Ok(Plan::Test(Test::Like { field: *field, pattern, negated }))
+                Ok(Plan::test(Test::Like { field: *field, pattern, negated }))
             }
             (Kind::Text | Kind::Json, _) if operand.arithmetic.is_empty() => {
-                Ok(Plan::Test(value_test(operand, Check::Like(pattern), negated)))
+                Ok(Plan::test(value_test(operand, Check::Like(pattern), negated)))
             }
             _ => Err(fail(
                 value.span,
@@ -664,7 +387,7 @@ impl Binder<'_> {
             .dfa_size_limit(REGEX_BYTES)
             .build()
             .map_err(|why| fail(pattern.span, format!("invalid regular expression: {why}")))?;
-        Ok(Plan::Test(value_test(operand, Check::Regex(regex), negated)))
+        Ok(Plan::test(value_test(operand, Check::Regex(regex), negated)))
     }
 
     fn is_null(&mut self, value: &Expr, negated: bool) -> Bound<Plan> {
@@ -673,13 +396,13 @@ impl Binder<'_> {
             let name = self.type_name(&operand.source);
             return Err(fail(value.span, format!("`is null` is not supported on {name}")));
         }
-        Ok(Plan::Test(Test::Null { source: operand.source, negated }))
+        Ok(Plan::test(Test::Null { source: operand.source, negated }))
     }
 
     fn exists(&mut self, inner: &Expr, negated: bool) -> Bound<Plan> {
         match self.value(inner)? {
             Value::Operand(Operand { source, arithmetic }, Kind::Json) if arithmetic.is_empty() => {
-                Ok(Plan::Test(Test::Null { source, negated: !negated }))
+                Ok(Plan::test(Test::Null { source, negated: !negated }))
             }
             Value::Operand(Operand { source, .. }, _) => Err(fail(
                 inner.span,
@@ -699,31 +422,14 @@ impl Binder<'_> {
         let (source, kind) = self.resolve(path, expr.span, false)?;
         match (kind, &source) {
             (Kind::Bool, Source::Column(field)) => {
-                Ok(Plan::Test(Test::Bool { field: *field, value: !negated }))
+                Ok(Plan::test(Test::Bool { field: *field, value: !negated }))
             }
             (Kind::Bool | Kind::Json, _) => {
                 let operand = Operand { source, arithmetic: Vec::new() };
-                Ok(Plan::Test(value_test(operand, Check::Bool(!negated), false)))
+                Ok(Plan::test(value_test(operand, Check::Bool(!negated), false)))
             }
             _ => Err(self.not_a_condition(expr, self.type_name(&source))),
         }
-    }
-
-    /// The name of a known function in lower case.
-    fn function(&self, name: &str, span: Span) -> Bound<&'static str> {
-        let lower = name.to_ascii_lowercase();
-        let one_case = name == lower || name == name.to_ascii_uppercase();
-        let supported = CONTAINS.iter().copied().chain(["array_length"]);
-        if one_case && let Some(known) = supported.clone().find(|known| *known == lower) {
-            return Ok(known);
-        }
-        if one_case && (UNSUPPORTED.contains(&lower.as_str()) || lower == "st_isvalid") {
-            return Err(fail(span, format!("the function `{lower}` is not supported")));
-        }
-        let hint = fold::closest(&lower, supported)
-            .map(|known| format!(", did you mean `{known}`?"))
-            .unwrap_or_default();
-        Err(fail(span, format!("unknown function `{name}`{hint}")))
     }
 
     fn call(&mut self, name: &str, args: &[Arg], expr: &Expr, negated: bool) -> Bound<Plan> {
@@ -773,7 +479,7 @@ impl Binder<'_> {
                     members.insert(&item);
                 }
                 let check = ArrayCheck::Contains { all, members };
-                Ok(Plan::Test(Test::Array { field, check, negated }))
+                Ok(Plan::test(Test::Array { field, check, negated }))
             }
             Kind::Json => {
                 let mut members = ValueSet::default();
@@ -785,7 +491,7 @@ impl Binder<'_> {
                     members.insert(&item);
                 }
                 let operand = Operand { source, arithmetic: Vec::new() };
-                Ok(Plan::Test(value_test(operand, Check::Contains { all, members }, negated)))
+                Ok(Plan::test(value_test(operand, Check::Contains { all, members }, negated)))
             }
             _ => Err(fail(
                 target.value.span,
@@ -796,139 +502,6 @@ impl Binder<'_> {
             )),
         }
     }
-
-    fn refuse_named(&self, function: &str, args: &[Arg]) -> Bound<()> {
-        match args.iter().find_map(|arg| arg.name.as_ref().map(|name| (name, arg.value.span))) {
-            Some((name, span)) => {
-                Err(fail(span, format!("`{function}` has no argument called `{name}`")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn length(&mut self, args: &[Arg], span: Span) -> Bound<Source> {
-        self.refuse_named("array_length", args)?;
-        let [Arg { value: Expr { kind: Form::Path(path), span: place, .. }, .. }] = args else {
-            return Err(fail(span, "`array_length` takes one argument, a field or a path"));
-        };
-        match self.resolve(path, *place, false)? {
-            (Source::Column(field), Kind::Array) => Ok(Source::Length(field)),
-            (Source::Json { field, slot, .. }, _) => Ok(Source::JsonLength { field, slot }),
-            (source, _) => Err(fail(
-                *place,
-                format!(
-                    "array_length operation are only supported on json or array fields now, got: {}",
-                    self.type_name(&source)
-                ),
-            )),
-        }
-    }
-
-    /// The elements of a list as values of an array field's element type.
-    fn array_items(&self, field: usize, list: &Const, span: Span) -> Bound<Vec<Const>> {
-        let (Const::List(items), DataType::Array { element, .. }) =
-            (list, &self.fields[field].data_type)
-        else {
-            return Err(fail(span, "expected a list for an array field"));
-        };
-        let kind = Kind::of(element);
-        items
-            .iter()
-            .map(|item| {
-                self.element(&item, kind).ok_or_else(|| {
-                    let name = element.name();
-                    fail(span, format!("value '{item}' in list cannot be casted to {name}"))
-                })
-            })
-            .collect()
-    }
-
-    /// What messages call the type of a source.
-    fn type_name(&self, source: &Source) -> &'static str {
-        match source {
-            Source::Column(field) => self.fields[*field].data_type.name(),
-            Source::Element { field, .. } => match &self.fields[*field].data_type {
-                DataType::Array { element, .. } => element.name(),
-                other => other.name(),
-            },
-            Source::Json { .. } => "JSON",
-            Source::Length(_) | Source::JsonLength { .. } => "Int64",
-        }
-    }
-
-    /// Finds what a name with brackets stands for. `whole` keeps JSON arrays found there.
-    fn resolve(&mut self, path: &Path, span: Span, whole: bool) -> Bound<(Source, Kind)> {
-        let Path { name, steps } = path;
-        if name == "$" || steps.iter().any(|step| matches!(step, Step::Member(_))) {
-            return Err(fail(span, "struct fields and element filters are not supported"));
-        }
-        if name.starts_with('$') && name != META {
-            return Err(fail(span, format!("field {name} not exist")));
-        }
-        if let Some(field) = self.schema.field(name) {
-            let position = self.column(field);
-            return match (&field.data_type, steps.as_slice()) {
-                (DataType::Json, steps) => {
-                    Ok((self.json(position, steps.to_vec(), whole, span)?, Kind::Json))
-                }
-                (other, []) => Ok((Source::Column(position), Kind::of(other))),
-                (DataType::Array { element, .. }, [Step::Index(index)]) => {
-                    Ok((Source::Element { field: position, index: *index }, Kind::of(element)))
-                }
-                (DataType::Array { .. }, _) => Err(fail(
-                    span,
-                    format!("array field `{name}` takes one index, as in {name}[0]"),
-                )),
-                (other, _) => Err(fail(
-                    span,
-                    format!("field `{name}` of type {} has nothing inside to index", other.name()),
-                )),
-            };
-        }
-        if let Some(dynamic) = self.schema.dynamic() {
-            let position = self.column(dynamic);
-            let mut all = Vec::with_capacity(steps.len() + 1);
-            all.push(Step::Key(name.clone()));
-            all.extend(steps.iter().cloned());
-            return Ok((self.json(position, all, whole, span)?, Kind::Json));
-        }
-        let names = self.schema.fields.iter().map(|field| field.name.as_str());
-        let hint = fold::closest(name, names)
-            .map(|known| format!(", did you mean `{known}`?"))
-            .unwrap_or_default();
-        Err(fail(span, format!("field {name} not exist{hint}")))
-    }
-
-    /// Position of a field among those the filter reads.
-    fn column(&mut self, field: &Field) -> usize {
-        if let Some(position) = self.fields.iter().position(|known| known.name == field.name) {
-            return position;
-        }
-        self.fields.push(field.clone());
-        self.paths.push(Vec::new());
-        self.fields.len() - 1
-    }
-
-    fn json(&mut self, field: usize, steps: Vec<Step>, whole: bool, span: Span) -> Bound<Source> {
-        let root = steps.is_empty();
-        let asked = &mut self.paths[field];
-        if let Some(slot) = asked.iter().position(|(known, _)| *known == steps) {
-            asked[slot].1 |= whole;
-            return Ok(Source::Json { field, slot, root });
-        }
-        if self.slots == MAX_PATHS {
-            return Err(fail(span, format!("a filter reads at most {MAX_PATHS} JSON paths")));
-        }
-        self.slots += 1;
-        asked.push((steps, whole));
-        Ok(Source::Json { field, slot: asked.len() - 1, root })
-    }
-
-    fn keep_whole(&mut self, source: &Source) {
-        if let Source::Json { field, slot, .. } = source {
-            self.paths[*field][*slot].1 = true;
-        }
-    }
 }
 
 fn value_test(operand: Operand, check: Check, negated: bool) -> Test {
@@ -937,14 +510,7 @@ fn value_test(operand: Operand, check: Check, negated: bool) -> Test {
 
 /// Rows in which there is a value.
 fn present(source: Source) -> Plan {
-    Plan::Test(Test::Null { source, negated: true })
-}
-
-fn as_int(item: &Const) -> Option<i64> {
-    match item.num()?.canonical() {
-        Num::Int(value) => i64::try_from(value).ok(),
-        Num::Float(_) => None,
-    }
+    Plan::test(Test::Null { source, negated: true })
 }
 
 /// A float constant as single precision knows it, so that what was inserted as 0.1 equals 0.1.

@@ -300,7 +300,7 @@ impl<'a> Chunk<'a> {
                 }),
                 _ => none(&wanted),
             },
-            Test::Null { source, negated } => self.null(source, *negated, wanted),
+            Test::Null { source, negated } => self.null(source, *negated, &wanted),
             Test::Columns { left, op, right } => {
                 let (left, right) = (&self.columns[*left], &self.columns[*right]);
                 each(&wanted, |row| {
@@ -328,13 +328,13 @@ impl<'a> Chunk<'a> {
     }
 
     /// Rows where there is no value, or, `negated`, where there is one.
-    fn null(&self, source: &Source, negated: bool, wanted: Vec<u64>) -> Vec<u64> {
+    fn null(&self, source: &Source, negated: bool, wanted: &[u64]) -> Vec<u64> {
         match source {
             Source::Column(field)
             | Source::Length(field)
             | Source::Json { field, root: true, .. } => {
                 let column = &self.columns[*field];
-                let present = valid(column, wanted.clone());
+                let present = valid(column, wanted.to_vec());
                 if negated {
                     present
                 } else {
@@ -342,15 +342,15 @@ impl<'a> Chunk<'a> {
                 }
             }
             Source::Json { field, slot, .. } => {
-                let table = self.table(*field, &wanted);
+                let table = self.table(*field, wanted);
                 let slots = self.paths[*field].1;
-                each(&wanted, |row| {
+                each(wanted, |row| {
                     matches!(table.found[row * slots + slot], Found::Missing) != negated
                 })
             }
             Source::Element { .. } | Source::JsonLength { .. } => {
                 let operand = Operand { source: source.clone(), arithmetic: Vec::new() };
-                let present = self.each_value(&operand, &wanted, |_| true);
+                let present = self.each_value(&operand, wanted, |_| true);
                 if negated {
                     present
                 } else {
@@ -526,7 +526,9 @@ impl ArrayCheck {
 fn compare<T: Copy + PartialOrd>(values: &[T], op: Cmp, constant: T) -> Vec<u64> {
     match op {
         Cmp::Equal => pack(values, |value| value == constant),
-        Cmp::NotEqual => pack(values, |value| value < constant || value > constant),
+        Cmp::NotEqual => pack(values, |value| {
+            value.partial_cmp(&constant).is_some_and(std::cmp::Ordering::is_ne)
+        }),
         Cmp::Less => pack(values, |value| value < constant),
         Cmp::LessEqual => pack(values, |value| value <= constant),
         Cmp::Greater => pack(values, |value| value > constant),

@@ -120,10 +120,10 @@ impl Segment {
             }
             Self::Wild { pieces, .. } => pieces.iter().try_fold(text, |rest, piece| match piece {
                 Piece::Text(text) => rest.strip_prefix(text.as_str()),
-                Piece::Any(count) => match rest.char_indices().nth(count - 1) {
-                    Some((at, char)) => Some(&rest[at + char.len_utf8()..]),
-                    None => None,
-                },
+                Piece::Any(count) => {
+                    let (at, char) = rest.char_indices().nth(count - 1)?;
+                    Some(&rest[at + char.len_utf8()..])
+                }
             }),
         }
     }

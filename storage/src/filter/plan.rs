@@ -35,7 +35,7 @@ pub(super) enum Plan {
     All(Vec<Plan>),
     /// Rows that some part chooses; cheap parts first.
     Any(Vec<Plan>),
-    Test(Test),
+    Test(Box<Test>),
 }
 
 /// A condition on one row. `negated` tests are true where the plain one is false (not where it is
@@ -164,6 +164,10 @@ pub(super) enum ArrayCheck {
 }
 
 impl Plan {
+    pub(super) fn test(test: Test) -> Self {
+        Self::Test(Box::new(test))
+    }
+
     /// Joins parts by `and` (`all`) or `or`: flattens, folds constants and puts cheap parts first.
     pub(super) fn join(all: bool, parts: impl IntoIterator<Item = Self>) -> Self {
         let mut flat = Vec::new();
@@ -192,7 +196,7 @@ impl Plan {
             Self::Const(_) => 0,
             // Parts are sorted, so the last one is the dearest.
             Self::All(parts) | Self::Any(parts) => parts.last().map_or(0, Self::cost),
-            Self::Test(test) => match test {
+            Self::Test(test) => match &**test {
                 Test::Null { source, .. } => source.cost(),
                 Test::Int { .. }
                 | Test::Single { .. }
@@ -246,7 +250,7 @@ impl Bundle {
 
     fn listed(&self, wanted: usize, plan: &Plan) -> Option<Keys> {
         let Plan::Test(test) = plan else { return None };
-        match test {
+        match &**test {
             Test::Int { field, op: Cmp::Equal, value } if *field == wanted => {
                 Some(Keys::Int(vec![*value]))
             }
@@ -269,7 +273,7 @@ impl Bundle {
         let Some(primary) = self.primary else { return (low, high) };
         for part in self.plan.conjuncts() {
             let Plan::Test(test) = part else { continue };
-            let (op, key) = match test {
+            let (op, key) = match &**test {
                 Test::Int { field, op, value } if *field == primary => (*op, Key::Int(*value)),
                 Test::Text { field, op, value } if *field == primary => {
                     (*op, Key::Str(value.clone()))
