@@ -237,10 +237,12 @@ fn write_synced(
 }
 
 fn store_error(path: &Path, error: object_store::Error) -> Error {
-    let kind = match &error {
-        object_store::Error::NotFound { .. } => io::ErrorKind::NotFound,
-        object_store::Error::AlreadyExists { .. } => io::ErrorKind::AlreadyExists,
-        other => io_kind(other).unwrap_or(io::ErrorKind::Other),
+    let kind = if matches!(error, object_store::Error::NotFound { .. }) {
+        io::ErrorKind::NotFound
+    } else if matches!(error, object_store::Error::AlreadyExists { .. }) {
+        io::ErrorKind::AlreadyExists
+    } else {
+        io_kind(&error).unwrap_or(io::ErrorKind::Other)
     };
     Error::io(path, io::Error::new(kind, error))
 }

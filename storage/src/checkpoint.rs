@@ -37,7 +37,7 @@ pub(crate) fn checkpoint(core: &Arc<Core>, collection: &Collection) -> Result<Ve
         }
     }
     drop(guard);
-    trim_log(core)?;
+    trim_log(core);
     Ok(sealed)
 }
 
@@ -60,7 +60,8 @@ pub(crate) fn truncate(core: &Arc<Core>, collection: &Collection) -> Result<(), 
         }
     }
     drop(guard);
-    trim_log(core)
+    trim_log(core);
+    Ok(())
 }
 
 /// Takes the segments of dropped partitions out of the manifest and removes their files.
@@ -93,7 +94,8 @@ pub(crate) fn remove_dropped_partitions(
         remove_files(core, collection, &files);
     }
     drop(guard);
-    trim_log(core)
+    trim_log(core);
+    Ok(())
 }
 
 fn open_manifests<'a>(
@@ -252,15 +254,22 @@ fn remove_files(core: &Core, collection: &Collection, files: &[String]) {
     }
 }
 
-/// Gives back the log files that no collection needs any more.
-pub(crate) fn trim_log(core: &Core) -> Result<(), Error> {
-    let Some(start) = ask(core, |reply| Control::LogStart { reply })? else { return Ok(()) };
-    // The catalog must know first: recovery takes a missing log file for damage.
-    core.commit_catalog(|catalog, _| {
-        catalog.set_log_start(start);
-        Ok(())
-    })?;
-    core.log()?.control(Control::Trim(start))
+/// Gives back the log files that no collection needs any more. What stays behind goes with the
+/// next checkpoint.
+pub(crate) fn trim_log(core: &Core) {
+    let trimmed = || {
+        let Some(start) = ask(core, |reply| Control::LogStart { reply })? else { return Ok(()) };
+        // The catalog must know first: recovery takes a missing log file for damage.
+        core.commit_catalog(|catalog, _| {
+            catalog.set_log_start(start);
+            Ok(())
+        })?;
+        core.log()?.control(Control::Trim(start))
+    };
+    match trimmed() {
+        Ok(()) | Err(Error::Closed) => {}
+        Err(error) => tracing::warn!(%error, "finished log files stay until the next checkpoint"),
+    }
 }
 
 /// Builds an index of a segment anew from its rows.

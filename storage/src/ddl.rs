@@ -301,11 +301,7 @@ fn drop_collection(core: &Arc<Core>, db: &str, name: &str) -> Result<(), Error> 
     core.set_collections(collections);
     core.log()?.control(Control::Close(id))?;
     let core = Arc::clone(core);
-    core.clone().in_background(move || {
-        if let Err(error) = checkpoint::trim_log(&core) {
-            tracing::warn!(%error, "finished log files stay until the next checkpoint");
-        }
-    });
+    core.clone().in_background(move || checkpoint::trim_log(&core));
     Ok(())
 }
 

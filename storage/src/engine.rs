@@ -273,6 +273,8 @@ impl Inner {
         if let Ok(log) = self.core.log() {
             log.stop();
         }
+        // Collections hold the core as well; without this neither would ever be freed.
+        self.core.set_collections(HashMap::new());
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }

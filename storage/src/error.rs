@@ -110,12 +110,11 @@ pub enum Error {
 impl Error {
     /// An I/O error with its file; a full disk becomes [`Error::DiskFull`].
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull(format!("{}: {source}", path.display()))
-            }
-            _ => Self::Io { path: path.to_owned(), source },
+        let kind = source.kind();
+        if kind == io::ErrorKind::StorageFull || kind == io::ErrorKind::QuotaExceeded {
+            return Self::DiskFull(format!("{}: {source}", path.display()));
         }
+        Self::Io { path: path.to_owned(), source }
     }
 
     pub(crate) fn corrupt(path: &Path, detail: impl Into<String>) -> Self {

@@ -6,7 +6,6 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use arrow_array::{Array, ArrayRef};
 use arrow_buffer::ScalarBuffer;
-use arrow_schema::DataType as ArrowType;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -93,7 +92,7 @@ impl Keys {
 
 /// A primary-key column of a batch or a segment: typed access without copies.
 #[derive(Clone, Debug)]
-pub enum KeyColumn {
+pub(crate) enum KeyColumn {
     /// Of an INT64 field.
     Int(ScalarBuffer<i64>),
     /// Of a VARCHAR field.
@@ -105,37 +104,35 @@ impl KeyColumn {
     ///
     /// # Errors
     /// [`Error::Invalid`] if it holds nulls or is neither Int64 nor LargeUtf8.
-    pub fn new(column: &ArrayRef) -> Result<Self, Error> {
+    pub(crate) fn new(column: &ArrayRef) -> Result<Self, Error> {
         if column.null_count() > 0 {
             return Err(Error::Invalid("the primary key column holds nulls".into()));
         }
-        match column.data_type() {
-            ArrowType::Int64 => Ok(Self::Int(column.as_primitive::<Int64Type>().values().clone())),
-            ArrowType::LargeUtf8 => Ok(Self::Str(column.as_string::<i64>().clone())),
-            other => Err(Error::Invalid(format!(
-                "a primary key column is Int64 or LargeUtf8, this one is {other}"
-            ))),
+        if let Some(values) = column.as_primitive_opt::<Int64Type>() {
+            Ok(Self::Int(values.values().clone()))
+        } else if let Some(values) = column.as_string_opt::<i64>() {
+            Ok(Self::Str(values.clone()))
+        } else {
+            Err(Error::Invalid(format!(
+                "a primary key column is Int64 or LargeUtf8, this one is {}",
+                column.data_type()
+            )))
         }
     }
 
     /// Number of rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Int(values) => values.len(),
             Self::Str(values) => values.len(),
         }
     }
 
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The key of a row.
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn get(&self, row: usize) -> KeyRef<'_> {
+    pub(crate) fn get(&self, row: usize) -> KeyRef<'_> {
         match self {
             Self::Int(values) => KeyRef::Int(values[row]),
             Self::Str(values) => KeyRef::Str(values.value(row)),
@@ -143,12 +140,12 @@ impl KeyColumn {
     }
 
     /// All keys in row order.
-    pub fn iter(&self) -> impl Iterator<Item = KeyRef<'_>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = KeyRef<'_>> {
         (0..self.len()).map(|row| self.get(row))
     }
 
     /// In a column that is sorted, the rows at or after `from` that hold `key`.
-    pub fn equal_range(&self, key: KeyRef<'_>, from: usize) -> std::ops::Range<usize> {
+    pub(crate) fn equal_range(&self, key: KeyRef<'_>, from: usize) -> std::ops::Range<usize> {
         let start = self.partition_point(from, |candidate| candidate < key);
         // Versions of one key are few, so walking beats a second binary search.
         let mut end = start;
@@ -159,7 +156,11 @@ impl KeyColumn {
     }
 
     /// In a column that is sorted, the first row at or after `from` for which `before` is false.
-    pub fn partition_point(&self, from: usize, before: impl Fn(KeyRef<'_>) -> bool) -> usize {
+    pub(crate) fn partition_point(
+        &self,
+        from: usize,
+        before: impl Fn(KeyRef<'_>) -> bool,
+    ) -> usize {
         let (mut low, mut high) = (from.min(self.len()), self.len());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -170,16 +171,6 @@ impl KeyColumn {
             }
         }
         low
-    }
-
-    /// A copy of all keys.
-    pub fn to_keys(&self) -> Keys {
-        match self {
-            Self::Int(values) => Keys::Int(values.to_vec()),
-            Self::Str(values) => {
-                Keys::Str((0..values.len()).map(|row| values.value(row).to_owned()).collect())
-            }
-        }
     }
 }
 
@@ -202,7 +193,7 @@ mod tests {
         let column: ArrayRef = Arc::new(LargeStringArray::from(vec!["a", "b", "b"]));
         let keys = KeyColumn::new(&column).unwrap();
         assert_eq!(keys.equal_range(KeyRef::Str("b"), 0), 1..3);
-        assert_eq!(keys.to_keys(), Keys::Str(vec!["a".into(), "b".into(), "b".into()]));
+        assert_eq!(keys.len(), 3);
     }
 
     #[test]

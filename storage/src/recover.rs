@@ -104,7 +104,7 @@ pub(crate) fn open(options: Options) -> Result<(Arc<Core>, DirLock), Error> {
 
 /// Data without a catalog is not a new directory but a damaged one.
 fn refuse_orphans(blobs: &Blobs) -> Result<(), Error> {
-    if blobs.list(DATA_DIR)?.is_empty() {
+    if blobs.list(DATA_DIR)?.is_empty() && blobs.list(LOG_DIR)?.is_empty() {
         return Ok(());
     }
     Err(Error::corrupt(&blobs.path("catalog"), "the catalog is missing, but there is data"))
@@ -128,6 +128,7 @@ fn recover(core: &Arc<Core>, log: LocalLog, log_start: Lsn) -> Result<(), Error>
         Ok(())
     })?;
     core.clock.observe(replayed.ts);
+    applier.check_end(replayed.next, &log.path(replayed.next))?;
     size.bytes = replayed.files.iter().map(|&(_, len)| len).sum();
     applier.publish(&size);
     if replayed.frames > 0 {
@@ -157,10 +158,8 @@ fn replay_frame(applier: &mut Applier, frame: &Frame<'_>) {
         return;
     }
     let applied = frame.record().and_then(|record| applier.apply(frame.lsn, frame.ts, record));
-    match applied {
-        // A partition that was dropped later has lost its rows; that is as it should be.
-        Ok(_) | Err(Error::PartitionNotFound(_)) => {}
-        Err(error) => applier.quarantine(frame.collection, &error),
+    if let Err(error) = applied {
+        applier.quarantine(frame.collection, &error);
     }
 }
 

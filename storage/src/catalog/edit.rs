@@ -13,7 +13,7 @@ use super::{
 use crate::Error;
 use crate::clock::Ts;
 use crate::log::Lsn;
-use crate::schema::{DataType, Field, FunctionDef, Schema};
+use crate::schema::{DataType, Field, Schema};
 
 /// Ids of fields and functions begin here, as in Milvus.
 const FIRST_FIELD_ID: i64 = 100;
@@ -512,17 +512,11 @@ fn add_field(schema: &mut Schema, field: Field) -> Result<(), Error> {
 
 /// Gives fields and functions without an id the next ones.
 fn assign_ids(schema: &mut Schema) {
-    let next = |ids: &mut dyn Iterator<Item = i64>| {
-        ids.max().map_or(FIRST_FIELD_ID, |id| (id + 1).max(FIRST_FIELD_ID))
-    };
-    let mut id = next(&mut schema.fields.iter().map(|field| field.id));
-    for field in schema.fields.iter_mut().filter(|field: &&mut Field| field.id == 0) {
-        field.id = id;
-        id += 1;
+    fn assign<'a>(ids: impl Iterator<Item = &'a mut i64>) {
+        let (unset, set): (Vec<_>, Vec<_>) = ids.partition(|id| **id == 0);
+        let next = set.iter().map(|id| **id + 1).max().unwrap_or(0).max(FIRST_FIELD_ID);
+        (next..).zip(unset).for_each(|(next, id)| *id = next);
     }
-    let mut id = next(&mut schema.functions.iter().map(|function| function.id));
-    for function in schema.functions.iter_mut().filter(|f: &&mut FunctionDef| f.id == 0) {
-        function.id = id;
-        id += 1;
-    }
+    assign(schema.fields.iter_mut().map(|field| &mut field.id));
+    assign(schema.functions.iter_mut().map(|function| &mut function.id));
 }

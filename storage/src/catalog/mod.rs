@@ -8,6 +8,8 @@
 
 mod edit;
 pub(crate) mod store;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -12,6 +12,8 @@ pub(crate) mod files;
 mod frame;
 pub(crate) mod reader;
 pub(crate) mod record;
+#[cfg(test)]
+mod tests;
 pub(crate) mod writer;
 
 /// Log sequence number: position of a frame; the first is 1 and none is left out.

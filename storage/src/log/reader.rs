@@ -8,7 +8,7 @@
 //! Memory is bounded by the largest frame, and by one file where its end is torn.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Lsn;
 use super::files::LogDir;
@@ -172,7 +172,7 @@ impl Replay<'_> {
     }
 
     /// Decides whether the frame at `offset` of the last file was torn or damaged.
-    fn check_torn(&self, first: Lsn, offset: u64, path: &PathBuf) -> Result<(), Error> {
+    fn check_torn(&self, first: Lsn, offset: u64, path: &Path) -> Result<(), Error> {
         let mut bytes = Vec::new();
         self.dir.read(first)?.read_to_end(&mut bytes).map_err(|error| Error::io(path, error))?;
         let rest = &bytes[usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len())..];

@@ -51,6 +51,10 @@ pub(crate) trait Apply: Send + 'static {
     /// An order that takes its place between the writes.
     type Control: Send + 'static;
 
+    /// Whether a record may be logged: everything in the log must have been applied, or replay
+    /// would do what never happened.
+    fn admit(&self, record: &Record) -> Result<(), Error>;
+
     /// Applies a record; readers must not see it yet. Returns the number of rows touched.
     fn apply(&mut self, lsn: Lsn, ts: Ts, record: Record) -> Result<usize, Error>;
 
@@ -125,7 +129,7 @@ pub(crate) struct CommitLog<C> {
 
 #[derive(Debug)]
 enum Item<C> {
-    Write(Box<Write>),
+    Write(Write),
     Control(C),
     Stop,
 }
@@ -190,7 +194,7 @@ impl<C: Send + 'static> CommitLog<C> {
         let room =
             Arc::clone(&self.room).acquire_many_owned(units).await.map_err(|_| Error::Closed)?;
         let (ticket, done) = oneshot::channel();
-        let write = Box::new(Write { record, encoded, ticket, _room: room });
+        let write = Write { record, encoded, ticket, _room: room };
         self.queue.send(Item::Write(write)).map_err(|_| Error::Closed)?;
         done.await.unwrap_or(Err(Error::Closed))
     }
@@ -273,7 +277,7 @@ impl Shared {
     }
 
     /// Gives the records of a group their places and puts them on disk.
-    fn write(&mut self, group: &[Box<Write>]) -> Result<Vec<(Lsn, Ts)>, Error> {
+    fn write(&mut self, group: &[Write]) -> Result<Vec<(Lsn, Ts)>, Error> {
         self.check()?;
         if self.files.active_len() > FILE_BYTES {
             self.sync()?;
@@ -365,11 +369,7 @@ impl<A: Apply> LogThread<A> {
     }
 
     /// Collects the writes that wait, up to the first item that is not a write.
-    fn gather(
-        &self,
-        first: Item<A::Control>,
-        group: &mut Vec<Box<Write>>,
-    ) -> Option<Item<A::Control>> {
+    fn gather(&self, first: Item<A::Control>, group: &mut Vec<Write>) -> Option<Item<A::Control>> {
         let mut bytes = 0;
         let mut item = first;
         loop {
@@ -387,7 +387,15 @@ impl<A: Apply> LogThread<A> {
         }
     }
 
-    fn commit(&mut self, group: Vec<Box<Write>>) {
+    fn commit(&mut self, waiting: Vec<Write>) {
+        let mut group = Vec::with_capacity(waiting.len());
+        for write in waiting {
+            match self.applier.admit(&write.record) {
+                Ok(()) => group.push(write),
+                // The writer may have gone away.
+                Err(error) => drop(write.ticket.send(Err(error))),
+            }
+        }
         if group.is_empty() {
             return;
         }
@@ -395,7 +403,6 @@ impl<A: Apply> LogThread<A> {
             Ok(places) => places,
             Err(error) => {
                 for write in group {
-                    // The writer may have gone away.
                     let _ = write.ticket.send(Err(error.duplicate()));
                 }
                 return;
@@ -406,7 +413,7 @@ impl<A: Apply> LogThread<A> {
         let applied = catch_unwind(AssertUnwindSafe(|| {
             let mut tickets = Vec::with_capacity(group.len());
             for (write, (lsn, ts)) in group.into_iter().zip(places) {
-                let Write { record, ticket, _room, .. } = *write;
+                let Write { record, ticket, _room, .. } = write;
                 let rows = applier.apply(lsn, ts, record);
                 tickets.push((ticket, rows.map(|rows| (ts, rows)), _room));
             }

@@ -51,11 +51,6 @@ impl DeleteMask {
         usize::try_from(self.dead.len()).unwrap_or(usize::MAX)
     }
 
-    /// Time of the newest death; zero without any.
-    pub(crate) fn newest(&self) -> Ts {
-        self.newest
-    }
-
     /// Makes the next clone cheap.
     pub(crate) fn settle(&mut self) {
         if self.tail.is_empty() {

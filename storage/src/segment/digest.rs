@@ -32,6 +32,7 @@ impl Crc {
         self.bytes(&words);
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "Arrow has many types, fields have few")]
     fn array(&mut self, array: &ArrayData) {
         self.bytes(&(array.len() as u64).to_le_bytes());
         if let Some(nulls) = array.nulls()
@@ -105,7 +106,7 @@ mod tests {
             assert_eq!(column_crc(&sliced), column_crc(&copied), "{}", field.name);
             assert_ne!(column_crc(&sliced), whole, "{}", field.name);
             assert_ne!(
-                column_crc(&column.slice(0, 50)),
+                column_crc(&column.slice(1, 50)),
                 column_crc(&column.slice(50, 50)),
                 "{}",
                 field.name

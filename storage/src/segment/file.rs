@@ -15,9 +15,12 @@ use crate::Error;
 /// # Errors
 /// [`Error::Corrupt`] if the file is missing or has another length.
 pub(super) fn map(path: &Path, len: u64) -> Result<Buffer, Error> {
-    let file = fs::File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::corrupt(path, "the file is missing"),
-        _ => Error::io(path, error),
+    let file = fs::File::open(path).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Error::corrupt(path, "the file is missing")
+        } else {
+            Error::io(path, error)
+        }
     })?;
     let found = file.metadata().map_err(|error| Error::io(path, error))?.len();
     if found != len || len == 0 {

@@ -15,6 +15,8 @@ pub(crate) mod sealed;
 pub(crate) mod section_file;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, LargeBinaryArray, RecordBatch, UInt64Array};
 use arrow_ipc::writer::FileWriter;
-use arrow_schema::{DataType as ArrowType, Field as ArrowField, Schema as ArrowSchema};
+use arrow_schema::{ArrowError, DataType as ArrowType, Field as ArrowField, Schema as ArrowSchema};
 use arrow_select::interleave::interleave;
 use elanus_index::{Row, SparseIndex, SparseRow};
 
@@ -123,9 +123,11 @@ pub(crate) fn write(
             .collect();
     let path = blobs.path(&key);
     let len = blobs.write_file(&key, |out| {
-        let failed = |error| match error {
-            arrow_schema::ArrowError::IoError(_, error) => Error::io(&path, error),
-            other => other.into(),
+        let failed = |error| {
+            if let ArrowError::IoError(_, error) = error {
+                return Error::io(&path, error);
+            }
+            error.into()
         };
         // The default options are what we want: 64-byte alignment, no compression.
         let mut writer = FileWriter::try_new(out, batch.schema_ref()).map_err(failed)?;

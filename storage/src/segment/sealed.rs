@@ -6,7 +6,7 @@
 //! damaged or missing index is no error: the rows answer without it while it is built anew.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -383,7 +383,7 @@ impl Layout {
 }
 
 /// The manifest's entry for a data file that was just written.
-pub(super) fn describe(path: &PathBuf, file: String, len: u64) -> Result<DataFile, Error> {
+pub(super) fn describe(path: &Path, file: String, len: u64) -> Result<DataFile, Error> {
     let layout = Layout::of(map(path, len)?).map_err(|detail| Error::corrupt(path, detail))?;
     Ok(DataFile { file, len, head_crc32c: layout.head_crc(), footer_crc32c: layout.footer_crc() })
 }

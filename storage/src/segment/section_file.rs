@@ -8,7 +8,6 @@
 //! ```
 //! Numbers are little-endian. The table is verified on opening, a section when it is asked for.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use arrow_buffer::Buffer;

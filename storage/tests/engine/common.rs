@@ -1,4 +1,4 @@
-//! The engine through its public face: writes, views, restarts, crashes.
+//! What the tests of the engine share.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,12 +10,9 @@ use arrow_array::{ArrayRef, Int64Array, LargeBinaryArray, RecordBatch};
 use elanus_index::Cancel;
 use elanus_storage::catalog::DEFAULT_DB;
 use elanus_storage::schema::{DataType, Field, Schema};
-use elanus_storage::Scope;
-use elanus_storage::{
-    Collection, Engine, Error, Keys, NewCollection, Options, ReadView, SegmentState, Ts,
-};
+use elanus_storage::{Collection, Engine, NewCollection, Options, ReadView, Scope};
 
-fn field(name: &str, data_type: DataType) -> Field {
+pub(crate) fn field(name: &str, data_type: DataType) -> Field {
     Field {
         id: 0,
         name: name.into(),
@@ -33,11 +30,11 @@ fn field(name: &str, data_type: DataType) -> Field {
     }
 }
 
-fn key(name: &str, data_type: DataType) -> Field {
+pub(crate) fn key(name: &str, data_type: DataType) -> Field {
     Field { primary_key: true, nullable: false, ..field(name, data_type) }
 }
 
-fn new_collection(name: &str, fields: Vec<Field>) -> NewCollection {
+pub(crate) fn new_collection(name: &str, fields: Vec<Field>) -> NewCollection {
     NewCollection {
         name: name.into(),
         schema: Schema {
@@ -56,7 +53,7 @@ fn new_collection(name: &str, fields: Vec<Field>) -> NewCollection {
     }
 }
 
-fn items(name: &str) -> NewCollection {
+pub(crate) fn items(name: &str) -> NewCollection {
     new_collection(
         name,
         vec![
@@ -67,31 +64,31 @@ fn items(name: &str) -> NewCollection {
     )
 }
 
-fn options(dir: &Path) -> Options {
+pub(crate) fn options(dir: &Path) -> Options {
     Options { dir: dir.to_owned(), search_threads: 1, build_threads: 1, ..Options::default() }
 }
 
-async fn open(dir: &Path) -> Engine {
+pub(crate) async fn open(dir: &Path) -> Engine {
     Engine::open(options(dir)).await.unwrap()
 }
 
-async fn with_items(dir: &Path) -> (Engine, Arc<Collection>) {
+pub(crate) async fn with_items(dir: &Path) -> (Engine, Arc<Collection>) {
     let engine = open(dir).await;
     let info = engine.create_collection(DEFAULT_DB, items("items")).await.unwrap();
     let collection = engine.collection(info.id).unwrap();
     (engine, collection)
 }
 
-fn find(engine: &Engine, name: &str) -> Arc<Collection> {
+pub(crate) fn find(engine: &Engine, name: &str) -> Arc<Collection> {
     let catalog = engine.catalog();
     engine.collection(catalog.resolve(DEFAULT_DB, name).unwrap().id).unwrap()
 }
 
-fn partition(collection: &Collection, name: &str) -> i64 {
+pub(crate) fn partition(collection: &Collection, name: &str) -> i64 {
     collection.info().partition(name).unwrap().id
 }
 
-fn rows(pairs: &[(i64, i64)]) -> RecordBatch {
+pub(crate) fn rows(pairs: &[(i64, i64)]) -> RecordBatch {
     let terms = pairs.iter().map(|&(id, value)| {
         (value % 3 != 0).then(|| {
             let mut row = Vec::new();
@@ -108,7 +105,7 @@ fn rows(pairs: &[(i64, i64)]) -> RecordBatch {
     RecordBatch::try_from_iter(columns).unwrap()
 }
 
-fn content_of(view: &ReadView, partitions: Option<&[i64]>) -> BTreeMap<i64, i64> {
+pub(crate) fn content_of(view: &ReadView, partitions: Option<&[i64]>) -> BTreeMap<i64, i64> {
     let scope = Scope { partitions, filter: None, ignore_growing: false };
     let selection = view.select(&scope, &Cancel::never()).unwrap();
     let addresses = view.rows_by_key(&selection, 0, None).unwrap();
@@ -120,62 +117,61 @@ fn content_of(view: &ReadView, partitions: Option<&[i64]>) -> BTreeMap<i64, i64>
     ids.into_iter().zip(values).collect()
 }
 
-fn content(collection: &Collection) -> BTreeMap<i64, i64> {
+pub(crate) fn content(collection: &Collection) -> BTreeMap<i64, i64> {
     content_of(&collection.view(), None)
 }
 
-fn map(pairs: &[(i64, i64)]) -> BTreeMap<i64, i64> {
+pub(crate) fn map(pairs: &[(i64, i64)]) -> BTreeMap<i64, i64> {
     pairs.iter().copied().collect()
 }
 
-#[tokio::test]
-async fn writes_are_seen_at_once_and_after_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let (engine, collection) = with_items(dir.path()).await;
-    let p = partition(&collection, "_default");
-    let first = collection.insert(p, rows(&[(3, 30), (1, 10), (2, 20)])).await.unwrap();
-    assert_eq!(first.rows, 3);
-    collection.insert(p, rows(&[(2, 21), (4, 40), (4, 41)])).await.unwrap();
-    let gone = collection.delete(None, Keys::Int(vec![1, 77])).await.unwrap();
-    assert_eq!(gone.rows, 1);
-    let expected = map(&[(2, 21), (3, 30), (4, 41)]);
-    assert_eq!(content(&collection), expected);
-    assert_eq!(
-        content_of(&collection.view_at(first.ts), None),
-        map(&[(1, 10), (2, 20), (3, 30)])
-    );
-    assert_eq!(content_of(&collection.view_at(Ts(first.ts.0 - 1)), None), map(&[]));
-    engine.shutdown().await;
-    drop((engine, collection));
+/// A small generator of numbers that repeats for a seed.
+pub(crate) struct Random(u64);
 
-    let engine = open(dir.path()).await;
-    let collection = find(&engine, "items");
-    assert_eq!(content(&collection), expected);
-    assert_eq!(
-        content_of(&collection.view_at(first.ts), None),
-        map(&[(1, 10), (2, 20), (3, 30)])
-    );
-    let sealed = engine.flush(collection.id()).await.unwrap();
-    assert_eq!(sealed.len(), 1);
-    assert_eq!(content(&collection), expected);
-    assert_eq!(
-        content_of(&collection.view_at(first.ts), None),
-        map(&[(1, 10), (2, 20), (3, 30)])
-    );
-    collection.insert(p, rows(&[(3, 31)])).await.unwrap();
-    collection.delete(None, Keys::Int(vec![2])).await.unwrap();
-    assert_eq!(content(&collection), map(&[(3, 31), (4, 41)]));
-    let stats = collection.stats();
-    assert_eq!(stats.rows, 2);
-    assert!(stats.segments.iter().any(|segment| segment.state == SegmentState::Sealed));
-    engine.shutdown().await;
-    drop((engine, collection));
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
 
-    let engine = open(dir.path()).await;
-    assert_eq!(content(&find(&engine, "items")), map(&[(3, 31), (4, 41)]));
-    let error = Engine::open(options(dir.path())).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Locked { pid, .. } if *pid == std::process::id().to_string()),
-        "{error}"
-    );
+    /// SplitMix64 (Steele, Lea, Flood 2014).
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+/// Copies a directory as it is.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    fs_err::create_dir_all(to).unwrap();
+    for entry in fs_err::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs_err::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// All files below a directory, in order.
+pub(crate) fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
 }

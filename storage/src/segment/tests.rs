@@ -1,0 +1,318 @@
+//! Sealing and opening: what comes back, in which order, and what damage does.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use arrow_array::{Array, RecordBatch};
+use arrow_select::concat::concat_batches;
+use arrow_select::take::take_record_batch;
+use elanus_index::{Query, SearchParams, SparseRow, VectorIndex};
+
+use super::delete::DeleteMask;
+use super::growing::GrowingBuilder;
+use super::sealed::{Repair, SealedSegment};
+use super::testing::{every_type, field, rows, schema};
+use super::*;
+use crate::blobs::{Blobs, Published};
+use crate::manifest::SegmentEntry;
+use crate::schema::{DataType, Schema, Value};
+
+/// Remembers what it was told.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<(i64, i64)>>);
+
+impl Repair for Told {
+    fn index_is_damaged(&self, segment: i64, field: i64) {
+        self.0.lock().unwrap().push((segment, field));
+    }
+}
+
+struct Files {
+    _dir: tempfile::TempDir,
+    blobs: Blobs,
+    dir: Arc<Published>,
+    told: Arc<Told>,
+}
+
+impl Files {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        fs_err::create_dir_all(blobs.path("data/7")).unwrap();
+        let data = Arc::new(Published::new(blobs.path("data/7")));
+        Self { _dir: dir, blobs, dir: data, told: Arc::default() }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.dir.path().join(file)
+    }
+
+    fn open(&self, schema: &Schema, entry: &SegmentEntry) -> Result<SealedSegment, Error> {
+        SealedSegment::open(&self.dir, schema, entry, Arc::clone(&self.told) as Arc<dyn Repair>)
+    }
+
+    fn seal(&self, schema: &Schema, segment: &Arc<Segment>, horizon: Ts) -> SegmentEntry {
+        let sorted = seal::sort(schema, std::slice::from_ref(segment), horizon).unwrap().unwrap();
+        seal::write(&self.blobs, 7, schema, 3, 1, &sorted).unwrap()
+    }
+}
+
+fn growing(batches: Vec<RecordBatch>, deletes: DeleteMask) -> Arc<Segment> {
+    let mut builder = GrowingBuilder::default();
+    for (ts, batch) in (10..).zip(batches) {
+        builder.push(batch, Ts(ts), 1);
+    }
+    let body = Body::Growing(builder.snapshot().unwrap());
+    Arc::new(Segment { id: 2, partition: 1, body, deletes: Arc::new(deletes) })
+}
+
+/// Three batches whose keys interleave, and their rows in the order of keys.
+fn shuffled(schema: &Schema) -> (Vec<RecordBatch>, RecordBatch) {
+    let all = rows(schema, 90, 0);
+    let pick = |start: u32| -> RecordBatch {
+        let rows: Vec<u32> = (start..90).step_by(3).rev().collect();
+        take_record_batch(&all, &arrow_array::UInt32Array::from(rows)).unwrap()
+    };
+    (vec![pick(1), pick(0), pick(2)], all)
+}
+
+fn columns(segment: &SealedSegment, schema: &Schema) -> Result<Vec<ArrayRef>, Error> {
+    schema.fields.iter().map(|field| segment.column(field)).collect()
+}
+
+/// Another file under the same name; whoever mapped the old one keeps it.
+fn replace(path: &Path, bytes: &[u8]) {
+    fs_err::remove_file(path).unwrap();
+    fs_err::write(path, bytes).unwrap();
+}
+
+#[test]
+fn every_type_comes_back_sorted_by_key() {
+    let (files, schema) = (Files::new(), every_type());
+    let (batches, expected) = shuffled(&schema);
+    let entry = files.seal(&schema, &growing(batches, DeleteMask::default()), Ts::ZERO);
+    assert_eq!((entry.rows, entry.min_ts, entry.max_ts), (90, Ts(10), Ts(12)));
+    let segment = files.open(&schema, &entry).unwrap();
+    for (field, (found, expected)) in
+        schema.fields.iter().zip(columns(&segment, &schema).unwrap().iter().zip(expected.columns()))
+    {
+        assert_eq!(found, expected, "{}", field.name);
+        assert_eq!(found.null_count() > 0, field.nullable, "{}", field.name);
+    }
+    let times = segment.timestamps().unwrap();
+    assert_eq!(&times[..6], &[11, 10, 12, 11, 10, 12]);
+    assert_eq!(segment.written_by(Ts(10)).unwrap().count(), 30);
+    assert_eq!(segment.written_by(Ts(9)).unwrap().count(), 0);
+    assert_eq!(segment.written_by(Ts(12)).unwrap().count(), 90);
+    assert!(files.told.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn columns_lie_in_the_file_and_are_aligned() {
+    let (files, schema) = (Files::new(), every_type());
+    let (batches, _) = shuffled(&schema);
+    let entry = files.seal(&schema, &growing(batches, DeleteMask::default()), Ts::ZERO);
+    let segment = files.open(&schema, &entry).unwrap();
+    for column in columns(&segment, &schema).unwrap() {
+        let data = column.to_data();
+        let leaf = data.child_data().first().cloned().unwrap_or(data);
+        for buffer in leaf.buffers().iter().filter(|buffer| !buffer.is_empty()) {
+            assert_eq!(buffer.as_ptr().addr() % 64, 0, "{}", column.data_type());
+        }
+    }
+    // Whoever has the file can read it with any Arrow implementation.
+    let file = fs_err::File::open(files.path(&entry.data.file)).unwrap();
+    let reader = arrow_ipc::reader::FileReader::try_new(file, None).unwrap();
+    let batches: Vec<_> = reader.map(Result::unwrap).collect();
+    assert_eq!(batches.len(), 1);
+    assert_eq!(batches[0].num_rows(), 90);
+}
+
+#[test]
+fn the_dead_are_kept_as_long_as_a_view_may_ask_for_them() {
+    let (files, schema) = (Files::new(), every_type());
+    let (batches, _) = shuffled(&schema);
+    let mut deletes = DeleteMask::default();
+    deletes.insert(0, Ts(20));
+    deletes.insert(1, Ts(30));
+    let segment = growing(batches, deletes);
+    let sorted = seal::sort(&schema, std::slice::from_ref(&segment), Ts(25)).unwrap().unwrap();
+    assert_eq!(sorted.batch.num_rows(), 89);
+    let mask = sorted.deletes(std::slice::from_ref(&segment.deletes));
+    assert_eq!(mask.len(), 1);
+    let mut visible = RowMask::all(89);
+    mask.hide(&mut visible, Ts(29));
+    assert!(visible.is_all());
+    mask.hide(&mut visible, Ts(30));
+    // Row 1 of the growing segment is the second of the first batch: key 85 of 0..90 without 88.
+    assert_eq!(visible.not().iter().collect::<Vec<_>>(), vec![85]);
+    assert_eq!(files.seal(&schema, &segment, Ts(31)).rows, 88);
+
+    let mut all = DeleteMask::default();
+    assert!((0..90).all(|row| all.insert(row, Ts(20))));
+    let dead = Segment { deletes: Arc::new(all), ..segment.as_ref().clone() };
+    assert!(seal::sort(&schema, &[Arc::new(dead)], Ts(21)).unwrap().is_none());
+}
+
+#[test]
+fn a_field_that_was_added_later_reads_null_or_its_default() {
+    let (files, mut schema) = (Files::new(), every_type());
+    let (batches, _) = shuffled(&schema);
+    let old = growing(batches.clone(), DeleteMask::default());
+    let entry = files.seal(&schema, &old, Ts::ZERO);
+    schema.fields.push(Field { id: 200, ..field("later", DataType::Int64) });
+    let default = Some(Value::String("x".into()));
+    let text = DataType::VarChar { max_length: 9 };
+    schema.fields.push(Field { id: 201, default, ..field("text", text) });
+    let sealed = files.open(&schema, &entry).unwrap();
+    let (later, text) = (schema.field("later").unwrap(), schema.field("text").unwrap());
+    assert_eq!(sealed.column(later).unwrap().null_count(), 90);
+    assert_eq!(sealed.column(text).unwrap().null_count(), 0);
+    assert_eq!(old.column(0, later).unwrap().null_count(), 90);
+
+    // Batches from before and after seal together.
+    let mixed = growing([batches, vec![rows(&schema, 10, 1000)]].concat(), DeleteMask::default());
+    let sorted = seal::sort(&schema, &[mixed], Ts::ZERO).unwrap().unwrap();
+    let column = sorted.batch.column_by_name("later").unwrap();
+    assert_eq!(column.slice(0, 90).null_count(), 90);
+    assert!(column.slice(90, 10).null_count() < 10);
+}
+
+#[test]
+fn the_sparse_index_answers_and_its_loss_is_reported_once() {
+    let files = Files::new();
+    let schema = schema(vec![
+        Field { primary_key: true, nullable: false, ..field("id", DataType::Int64) },
+        field("terms", DataType::SparseFloatVector),
+    ]);
+    let segment = growing(vec![rows(&schema, 200, 0)], DeleteMask::default());
+    let entry = files.seal(&schema, &segment, Ts::ZERO);
+    let terms = schema.field("terms").unwrap();
+    let sealed = files.open(&schema, &entry).unwrap();
+    let index = sealed.sparse_index(terms.id).unwrap();
+    let mut query = 7_u32.to_le_bytes().to_vec();
+    query.extend_from_slice(&1.0_f32.to_le_bytes());
+    let query = Query::Sparse(SparseRow::parse(&query).unwrap());
+    let params =
+        SearchParams { k: 9, ef: None, bounds: elanus_index::Bounds::default(), drop_ratio: 0.0 };
+    let hits =
+        index.search(&query, &params, &RowMask::all(200), &elanus_index::Cancel::never()).unwrap();
+    // Rows 7, 57, 107 and 157, of which every fifth is null.
+    assert!(!hits.is_empty() && hits.iter().all(|hit| hit.row % 50 == 7), "{hits:?}");
+    assert!(sealed.sparse_index(schema.primary().id).is_none());
+
+    let path = files.path(&entry.indexes[0].sections.file);
+    let mut bytes = fs_err::read(&path).unwrap();
+    bytes[70] ^= 1;
+    replace(&path, &bytes);
+    let sealed = files.open(&schema, &entry).unwrap();
+    assert!(sealed.sparse_index(terms.id).is_none());
+    assert!(sealed.sparse_index(terms.id).is_none());
+    assert_eq!(*files.told.0.lock().unwrap(), vec![(3, terms.id)]);
+
+    // Built anew under another name, it answers again.
+    let column = sealed.column(terms).unwrap();
+    let sections = seal::write_sparse_index(&files.blobs, "data/7", "again.idx", &column).unwrap();
+    sealed.replace_index(seal::index_file(terms.id, sections));
+    assert!(sealed.sparse_index(terms.id).is_some());
+    fs_err::remove_file(files.path("again.idx")).unwrap();
+}
+
+#[test]
+fn any_damage_of_a_data_file_is_named_or_does_not_matter() {
+    let files = Files::new();
+    let schema = every_type();
+    let segment = growing(vec![rows(&schema, 60, 0)], DeleteMask::default());
+    let entry = files.seal(&schema, &segment, Ts::ZERO);
+    let path = files.path(&entry.data.file);
+    let sound = fs_err::read(&path).unwrap();
+    let read = || {
+        let segment = files.open(&schema, &entry)?;
+        let times = segment.timestamps()?;
+        Ok::<_, Error>((columns(&segment, &schema)?, times))
+    };
+    let expected = read().unwrap();
+    let mut harmless = 0;
+    for at in 0..sound.len() {
+        let mut damaged = sound.clone();
+        damaged[at] ^= 1 << (at % 8);
+        replace(&path, &damaged);
+        match read() {
+            Ok(found) => {
+                assert_eq!(found, expected, "byte {at} of {}", sound.len());
+                harmless += 1;
+            }
+            Err(Error::Corrupt { path, .. }) => assert!(path.ends_with("data/7/3.arrow")),
+            Err(other) => panic!("byte {at}: {other}"),
+        }
+    }
+    assert!(harmless < sound.len() / 2, "only padding may change: {harmless} of {}", sound.len());
+    for len in (0..sound.len()).step_by(97) {
+        replace(&path, &sound[..len]);
+        assert!(matches!(read(), Err(Error::Corrupt { .. })), "length {len}");
+    }
+    fs_err::remove_file(&path).unwrap();
+    assert!(read().unwrap_err().to_string().contains("the file is missing"));
+}
+
+#[test]
+fn one_segments_file_is_not_taken_for_anothers() {
+    let (files, schema) = (Files::new(), every_type());
+    let segment = growing(vec![rows(&schema, 10, 0)], DeleteMask::default());
+    let entry = files.seal(&schema, &segment, Ts::ZERO);
+    let other = SegmentEntry { id: 4, ..entry };
+    let error = files.open(&schema, &other).unwrap_err().to_string();
+    assert!(error.contains("belongs to segment Some(3)"), "{error}");
+}
+
+#[test]
+fn delete_masks_survive_their_file() {
+    let files = Files::new();
+    let mut mask = DeleteMask::default();
+    for row in 0..40 {
+        mask.insert(row * 2, Ts(u64::from(row)));
+    }
+    mask.forget_before(Ts(10));
+    let sections = mask.to_sections().unwrap();
+    let file = section_file::write(&files.blobs, "data/7", "3-1.del", 90, &sections).unwrap();
+    let path = files.path("3-1.del");
+    let open = || DeleteMask::from_file(&section_file::SectionFile::open(&path, &file)?);
+    let opened = open().unwrap();
+    for ts in [10, 20, 99] {
+        let (mut a, mut b) = (RowMask::all(90), RowMask::all(90));
+        mask.hide(&mut a, Ts(ts));
+        opened.hide(&mut b, Ts(ts));
+        assert!(a.iter().eq(b.iter()));
+    }
+    let sound = fs_err::read(&path).unwrap();
+    for at in 0..sound.len() {
+        let mut damaged = sound.clone();
+        damaged[at] ^= 4;
+        replace(&path, &damaged);
+        if let Ok(opened) = open() {
+            assert_eq!(opened.len(), mask.len(), "byte {at}");
+        }
+    }
+    // A mask of another, shorter segment.
+    let sections = mask.to_sections().unwrap();
+    let file = section_file::write(&files.blobs, "data/7", "4-1.del", 40, &sections).unwrap();
+    let file = section_file::SectionFile::open(&files.path("4-1.del"), &file).unwrap();
+    let error = DeleteMask::from_file(&file).unwrap_err().to_string();
+    assert!(error.contains("beyond the end"), "{error}");
+}
+
+#[test]
+fn a_dropped_segment_frees_its_files_with_its_last_reader() {
+    let (files, schema) = (Files::new(), every_type());
+    let (batches, all) = shuffled(&schema);
+    let entry = files.seal(&schema, &growing(batches, DeleteMask::default()), Ts::ZERO);
+    let segment = Arc::new(files.open(&schema, &entry).unwrap());
+    let reader = Arc::clone(&segment);
+    segment.doom();
+    drop(segment);
+    let found = RecordBatch::try_new(schema.to_arrow(), columns(&reader, &schema).unwrap());
+    assert_eq!(found.unwrap(), concat_batches(all.schema_ref(), [&all]).unwrap());
+    assert!(files.path("3.arrow").exists());
+    drop(reader);
+    assert_eq!(files.blobs.list("data/7").unwrap(), vec![]);
+}

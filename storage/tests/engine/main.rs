@@ -1,0 +1,12 @@
+//! The engine through its public face: writes, views, restarts, crashes, damage.
+
+#[cfg(test)]
+mod basics;
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod damage;
+#[cfg(test)]
+mod model;
