@@ -1,0 +1,399 @@
+//! Functions that make vectors of text, as a schema declares them (contract §8).
+//!
+//! Three declarations mean the same thing, because clients differ in what they let a user write:
+//! `TextEmbedding` with a dense output, `TextEmbedding` with a dense and a sparse output in any
+//! order, and `BM25` with a `provider`, whose output are learned term weights instead of counted
+//! ones. All three become a [`ModelFunction`].
+
+use elanus_embed::{ModelSpec, ModelStore};
+use elanus_proto::schema::FunctionType;
+use elanus_storage::schema::{DataType, FunctionDef, Schema};
+
+use super::{lookup, parse_number};
+use crate::status::Failure;
+
+/// Providers that run a model inside the node.
+const PROVIDERS: [&str; 3] = ["builtin", "local", "bge-m3"];
+
+/// The model of the provider `bge-m3`.
+const BGE_M3: &str = "BAAI/bge-m3";
+
+/// The parameters that are honoured; others are refused, so that none is silently without effect.
+const PARAMS: [&str; 6] =
+    ["provider", "model_name", "dim", "ingestion_prompt", "search_prompt", "max_length"];
+
+/// A function that reads one text field and fills a dense field, a sparse field, or both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFunction {
+    /// Its name in the schema.
+    pub name: String,
+    /// The VARCHAR field it reads.
+    pub input: String,
+    /// The model's name in the model store.
+    pub model: String,
+    /// The dense field it fills.
+    pub dense: Option<String>,
+    /// The sparse field it fills.
+    pub sparse: Option<String>,
+    /// Put before stored texts instead of the model's own prompt.
+    pub insert_prompt: Option<String>,
+    /// Put before searched texts instead of the model's own prompt.
+    pub search_prompt: Option<String>,
+    /// Most tokens of a text; `None` takes the model's own length.
+    pub max_length: Option<usize>,
+}
+
+impl ModelFunction {
+    /// Reads a declaration, and checks it against the fields it names.
+    ///
+    /// # Errors
+    /// Code 1100 for a declaration that breaks a rule, 10 for a function that is not there yet.
+    pub fn of(function: &FunctionDef, schema: &Schema) -> Result<Self, Failure> {
+        let name = &function.name;
+        let refuse = |problem: String| Failure::invalid(format!("function {name}: {problem}"));
+        let kind = FunctionType::try_from(function.kind).unwrap_or(FunctionType::Unknown);
+        let provider = lookup(&function.params, "provider");
+        match kind {
+            FunctionType::TextEmbedding => {}
+            FunctionType::Bm25 if provider.is_some() => {}
+            FunctionType::Bm25 => {
+                return Err(Failure::unimplemented(format!(
+                    "function {name}: BM25 over counted terms is not supported yet; a learned \
+                     sparse model does the same job: give the function params={{\"provider\": \
+                     \"builtin\", \"model_name\": …}}"
+                )));
+            }
+            FunctionType::Rerank => {
+                return Err(refuse(
+                    "a Rerank function belongs into a search request, not into a schema".to_owned(),
+                ));
+            }
+            FunctionType::MinHash | FunctionType::MolFingerprint => {
+                return Err(Failure::unimplemented(format!(
+                    "function {name}: functions of type {} are not supported",
+                    kind.as_str_name()
+                )));
+            }
+            FunctionType::Unknown => {
+                return Err(refuse("the function type is Unknown".to_owned()));
+            }
+        }
+        let model = model_name(name, provider, &function.params)?;
+        if let Some((key, _)) =
+            function.params.iter().find(|(key, _)| !PARAMS.contains(&key.as_str()))
+        {
+            return Err(refuse(format!(
+                "unknown parameter {key} for a model inside the node, it takes [{}]",
+                PARAMS.join(", ")
+            )));
+        }
+        let [input] = function.inputs.as_slice() else {
+            return Err(refuse(format!(
+                "exactly one input field expected, got {}",
+                function.inputs.len()
+            )));
+        };
+        if !matches!(schema.field(input).map(|f| &f.data_type), Some(DataType::VarChar { .. })) {
+            return Err(refuse(format!("input field {input} must be a VarChar")));
+        }
+        let (dense, sparse) = outputs(function, kind, schema)?;
+        let text = |key: &str| lookup(&function.params, key).map(str::to_owned);
+        let max_length = match lookup(&function.params, "max_length") {
+            None => None,
+            Some(text) => {
+                Some(parse_number(text).filter(|tokens| *tokens > 0).ok_or_else(|| {
+                    refuse(format!("max_length must be a number of tokens above 0, got {text}"))
+                })?)
+            }
+        };
+        Ok(Self {
+            name: name.clone(),
+            input: input.clone(),
+            model,
+            dense,
+            sparse,
+            insert_prompt: text("ingestion_prompt"),
+            search_prompt: text("search_prompt"),
+            max_length,
+        })
+    }
+
+    /// All functions of a schema that was checked when it was stored.
+    pub fn all(schema: &Schema) -> Vec<Self> {
+        schema.functions.iter().filter_map(|function| Self::of(function, schema).ok()).collect()
+    }
+
+    /// The fields it fills.
+    pub fn outputs(&self) -> impl Iterator<Item = &str> {
+        self.dense.as_deref().into_iter().chain(self.sparse.as_deref())
+    }
+
+    /// Checks that the model exists and makes what the function promises.
+    ///
+    /// # Errors
+    /// Code 2400 when the model is not there, 1100 when it does not fit the fields.
+    fn check_model(
+        &self,
+        function: &FunctionDef,
+        schema: &Schema,
+        models: &ModelStore,
+    ) -> Result<(), Failure> {
+        let refuse =
+            |problem: String| Err(Failure::invalid(format!("function {}: {problem}", self.name)));
+        let model: ModelSpec = models
+            .resolve(&self.model)
+            .map_err(|error| Failure::from(error).context(&format!("function {}", self.name)))?;
+        if let Some(field) = &self.dense {
+            let Some(dim) = model.dense_dim else {
+                return refuse(format!("model {} makes no dense vectors", self.model));
+            };
+            let declared = schema.field(field).and_then(|field| field.data_type.dim());
+            if declared.map(|dim| dim as usize) != Some(dim) {
+                return refuse(format!(
+                    "the dim ({}) of field {field} is not the dimension ({dim}) of model {}",
+                    declared.unwrap_or_default(),
+                    self.model
+                ));
+            }
+            if let Some(text) = lookup(&function.params, "dim")
+                && parse_number::<usize>(text) != Some(dim)
+            {
+                return refuse(format!(
+                    "parameter dim is {text}, the dimension of model {} is {dim}",
+                    self.model
+                ));
+            }
+        }
+        if self.sparse.is_some() && model.sparse_dim.is_none() {
+            return refuse(format!("model {} makes no sparse vectors", self.model));
+        }
+        if let Some(tokens) = self.max_length
+            && tokens > model.max_length_limit
+        {
+            return refuse(format!(
+                "max_length is {tokens}, model {} reads at most {} tokens",
+                self.model, model.max_length_limit
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Checks that every function of a new schema can run on this node.
+///
+/// # Errors
+/// Those of [`ModelFunction::of`], and code 2400 when a model is not there, 1100 when it does
+/// not make what the fields expect.
+pub fn check(schema: &Schema, models: &ModelStore) -> Result<(), Failure> {
+    for function in &schema.functions {
+        ModelFunction::of(function, schema)?.check_model(function, schema, models)?;
+    }
+    Ok(())
+}
+
+fn model_name(
+    function: &str,
+    provider: Option<&str>,
+    params: &[(String, String)],
+) -> Result<String, Failure> {
+    let Some(provider) = provider else {
+        return Err(Failure::invalid(format!(
+            "function {function}: the text embedding service provider parameter (provider) not \
+             found, list of supported [{}]",
+            PROVIDERS.join(", ")
+        )));
+    };
+    let provider = provider.to_ascii_lowercase();
+    if !PROVIDERS.contains(&provider.as_str()) {
+        return Err(Failure::invalid(format!(
+            "unsupported text embedding service provider: [{provider}] , list of supported [{}]",
+            PROVIDERS.join(", ")
+        )));
+    }
+    match lookup(params, "model_name").filter(|name| !name.is_empty()) {
+        Some(name) => Ok(name.to_owned()),
+        None if provider == "bge-m3" => Ok(BGE_M3.to_owned()),
+        None => Err(Failure::invalid(format!(
+            "function {function}: provider {provider} needs the parameter model_name, for example \
+             {BGE_M3}"
+        ))),
+    }
+}
+
+/// The dense and the sparse field a function fills.
+fn outputs(
+    function: &FunctionDef,
+    kind: FunctionType,
+    schema: &Schema,
+) -> Result<(Option<String>, Option<String>), Failure> {
+    let name = &function.name;
+    let (mut dense, mut sparse) = (None, None);
+    for output in &function.outputs {
+        let data_type = schema.field(output).map(|field| &field.data_type);
+        let slot = match data_type {
+            Some(DataType::FloatVector { .. }) if kind == FunctionType::TextEmbedding => &mut dense,
+            Some(DataType::SparseFloatVector) => &mut sparse,
+            other => {
+                let expected = if kind == FunctionType::Bm25 {
+                    "a SparseFloatVector"
+                } else {
+                    "a FloatVector or a SparseFloatVector"
+                };
+                return Err(Failure::invalid(format!(
+                    "function {name}: output field {output} must be {expected}, it is {}",
+                    other.map_or("missing", DataType::name)
+                )));
+            }
+        };
+        if slot.replace(output.clone()).is_some() {
+            return Err(Failure::invalid(format!(
+                "function {name}: at most one dense and one sparse output field expected"
+            )));
+        }
+    }
+    if dense.is_none() && sparse.is_none() {
+        return Err(Failure::invalid(format!("function {name}: an output field is required")));
+    }
+    Ok((dense, sparse))
+}
+
+#[cfg(test)]
+mod tests {
+    use elanus_proto::codes::Code;
+    use elanus_storage::schema::Field;
+
+    use super::*;
+
+    fn field(name: &str, data_type: DataType) -> Field {
+        Field {
+            id: 0,
+            name: name.to_owned(),
+            description: String::new(),
+            data_type,
+            nullable: false,
+            default: None,
+            primary_key: false,
+            auto_id: false,
+            partition_key: false,
+            clustering_key: false,
+            dynamic: false,
+            function_output: false,
+            type_params: Vec::new(),
+        }
+    }
+
+    fn schema() -> Schema {
+        Schema {
+            description: String::new(),
+            fields: vec![
+                field("text", DataType::VarChar { max_length: 100 }),
+                field("dense", DataType::FloatVector { dim: 4 }),
+                field("sparse", DataType::SparseFloatVector),
+                field("bits", DataType::BinaryVector { dim: 8 }),
+            ],
+            enable_dynamic_field: false,
+            functions: Vec::new(),
+            properties: Vec::new(),
+            version: 0,
+        }
+    }
+
+    fn function(kind: FunctionType, outputs: &[&str], params: &[(&str, &str)]) -> FunctionDef {
+        FunctionDef {
+            id: 0,
+            name: "f".to_owned(),
+            description: String::new(),
+            kind: kind.into(),
+            inputs: vec!["text".to_owned()],
+            outputs: outputs.iter().map(|&name| name.to_owned()).collect(),
+            params: params.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        }
+    }
+
+    #[test]
+    fn the_three_declarations_of_a_model_are_understood() {
+        let m3 = [("provider", "bge-m3")];
+        let read = |kind, outputs: &[&str]| {
+            ModelFunction::of(&function(kind, outputs, &m3), &schema()).unwrap()
+        };
+        let dense = read(FunctionType::TextEmbedding, &["dense"]);
+        assert_eq!((dense.dense.as_deref(), dense.sparse.as_deref()), (Some("dense"), None));
+        assert_eq!(dense.model, BGE_M3);
+        let sparse = read(FunctionType::Bm25, &["sparse"]);
+        assert_eq!((sparse.dense.as_deref(), sparse.sparse.as_deref()), (None, Some("sparse")));
+        let both = read(FunctionType::TextEmbedding, &["sparse", "dense"]);
+        assert_eq!(both.outputs().collect::<Vec<_>>(), ["dense", "sparse"]);
+    }
+
+    #[test]
+    fn parameters_are_read_and_unknown_ones_refused() {
+        let params = [
+            ("provider", "local"),
+            ("model_name", "a/b"),
+            ("search_prompt", "query: "),
+            ("max_length", "512"),
+        ];
+        let read = ModelFunction::of(
+            &function(FunctionType::TextEmbedding, &["dense"], &params),
+            &schema(),
+        )
+        .unwrap();
+        assert_eq!((read.model.as_str(), read.max_length), ("a/b", Some(512)));
+        assert_eq!(read.search_prompt.as_deref(), Some("query: "));
+        assert_eq!(read.insert_prompt, None);
+        let params = [("provider", "local"), ("model_name", "a/b"), ("url", "http://x")];
+        let failure = ModelFunction::of(
+            &function(FunctionType::TextEmbedding, &["dense"], &params),
+            &schema(),
+        )
+        .unwrap_err();
+        assert!(failure.reason().contains("unknown parameter url"), "{failure}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_reason() {
+        let m3 = [("provider", "bge-m3")];
+        let cases = [
+            (function(FunctionType::Bm25, &["sparse"], &[]), Code::ServiceUnimplemented, "BM25"),
+            (function(FunctionType::Bm25, &["dense"], &m3), Code::ParameterInvalid, "SparseFloat"),
+            (function(FunctionType::Rerank, &[], &m3), Code::ParameterInvalid, "search request"),
+            (
+                function(FunctionType::MinHash, &["bits"], &[]),
+                Code::ServiceUnimplemented,
+                "MinHash",
+            ),
+            (
+                function(FunctionType::TextEmbedding, &["bits"], &m3),
+                Code::ParameterInvalid,
+                "BinaryVector",
+            ),
+            (function(FunctionType::TextEmbedding, &[], &m3), Code::ParameterInvalid, "output"),
+            (
+                function(FunctionType::TextEmbedding, &["dense"], &[("provider", "openai")]),
+                Code::ParameterInvalid,
+                "unsupported text embedding service provider: [openai] , list of supported [",
+            ),
+            (
+                function(FunctionType::TextEmbedding, &["dense"], &[("provider", "local")]),
+                Code::ParameterInvalid,
+                "needs the parameter model_name",
+            ),
+        ];
+        for (function, code, text) in cases {
+            let failure = ModelFunction::of(&function, &schema()).unwrap_err();
+            assert_eq!(failure.code(), code, "{failure}");
+            assert!(failure.reason().contains(text), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_is_not_installed_is_a_failed_function() {
+        let mut schema = schema();
+        schema.functions =
+            vec![function(FunctionType::TextEmbedding, &["dense"], &[("provider", "bge-m3")])];
+        let models = ModelStore::new(elanus_embed::Options::default());
+        let failure = check(&schema, &models).unwrap_err();
+        assert_eq!(failure.code(), Code::FunctionFailed);
+        assert!(failure.reason().contains("function failed"), "{failure}");
+    }
+}

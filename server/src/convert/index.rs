@@ -1,0 +1,308 @@
+//! Index requests as clients really send them (contract §4.7, §17), and what they mean.
+//!
+//! Parameters come flat, as one JSON text under `params`, or both; the type and the metric may be
+//! missing. They are stored flat, with the two completed, so that a client is told what it asked
+//! for. Which index answers is the node's own choice.
+
+use std::collections::BTreeMap;
+
+use elanus_index::Metric;
+use elanus_proto::codes::Code;
+use elanus_storage::schema::{DataType, Field};
+use elanus_storage::{CollectionInfo, IndexDef};
+
+use super::lookup;
+use crate::status::Failure;
+
+/// The index type that leaves the choice to the node.
+const AUTO: &str = "AUTOINDEX";
+
+const DENSE_TYPES: [&str; 14] = [
+    AUTO,
+    "FLAT",
+    "HNSW",
+    "IVF_FLAT",
+    "IVF_SQ8",
+    "IVF_PQ",
+    "IVF_RABITQ",
+    "HNSW_SQ",
+    "HNSW_PQ",
+    "HNSW_PRQ",
+    "SCANN",
+    "DISKANN",
+    "GPU_CAGRA",
+    "GPU_IVF_FLAT",
+];
+const GPU_TYPES: [&str; 2] = ["GPU_IVF_PQ", "GPU_BRUTE_FORCE"];
+const BINARY_TYPES: [&str; 3] = [AUTO, "BIN_FLAT", "BIN_IVF_FLAT"];
+const SPARSE_TYPES: [&str; 3] = [AUTO, "SPARSE_INVERTED_INDEX", "SPARSE_WAND"];
+const SCALAR_TYPES: [&str; 8] =
+    [AUTO, "INVERTED", "BITMAP", "STL_SORT", "Trie", "NGRAM", "HYBRID", "ASCENDING"];
+
+const DENSE_METRICS: [&str; 3] = ["COSINE", "L2", "IP"];
+const BINARY_METRICS: [&str; 2] = ["HAMMING", "JACCARD"];
+const SPARSE_METRICS: [&str; 1] = ["IP"];
+
+/// An index request, understood: what is stored, and what it means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexSpec {
+    /// The type asked for, in its usual spelling.
+    pub index_type: String,
+    /// The metric's name; empty for a scalar field.
+    pub metric_name: String,
+    /// Every other parameter, JSON texts taken apart.
+    pub build: BTreeMap<String, String>,
+}
+
+/// Families of fields: which index types and metrics they take.
+struct Family {
+    word: &'static str,
+    types: Vec<&'static str>,
+    metrics: &'static [&'static str],
+}
+
+fn family(data_type: &DataType) -> Family {
+    match data_type {
+        DataType::FloatVector { .. }
+        | DataType::Float16Vector { .. }
+        | DataType::BFloat16Vector { .. }
+        | DataType::Int8Vector { .. } => Family {
+            word: "float vector",
+            types: [DENSE_TYPES.as_slice(), GPU_TYPES.as_slice()].concat(),
+            metrics: &DENSE_METRICS,
+        },
+        DataType::BinaryVector { .. } => {
+            Family { word: "binary vector", types: BINARY_TYPES.to_vec(), metrics: &BINARY_METRICS }
+        }
+        DataType::SparseFloatVector => {
+            Family { word: "sparse vector", types: SPARSE_TYPES.to_vec(), metrics: &SPARSE_METRICS }
+        }
+        DataType::Bool
+        | DataType::Int8
+        | DataType::Int16
+        | DataType::Int32
+        | DataType::Int64
+        | DataType::Float
+        | DataType::Double
+        | DataType::VarChar { .. }
+        | DataType::Json
+        | DataType::Array { .. } => {
+            Family { word: "scalar", types: SCALAR_TYPES.to_vec(), metrics: &[] }
+        }
+    }
+}
+
+impl IndexSpec {
+    /// Reads the parameters of a request for an index over `field`.
+    ///
+    /// # Errors
+    /// Code 1100 for an index type or metric that the field does not take, or for `params` that
+    /// are no JSON object.
+    pub fn parse(params: &[(String, String)], field: &Field) -> Result<Self, Failure> {
+        let mut build = flatten(params)?;
+        let family = family(&field.data_type);
+        let index_type = match build.remove("index_type").filter(|text| !text.is_empty()) {
+            None => AUTO.to_owned(),
+            Some(text) => known(&family.types, &text).ok_or_else(|| {
+                Failure::invalid(format!(
+                    "invalid index type {text} for the {} field {}, supported: [{}]",
+                    family.word,
+                    field.name,
+                    family.types.join(", ")
+                ))
+            })?,
+        };
+        let metric_name = match build.remove("metric_type").filter(|text| !text.is_empty()) {
+            // A metric for a scalar means nothing; some clients send one all the same.
+            _ if family.metrics.is_empty() => String::new(),
+            None => family.metrics[0].to_owned(),
+            Some(text) => known(family.metrics, &text)
+                .ok_or_else(|| refuse_metric(&text, &family, &field.name))?,
+        };
+        Ok(Self { index_type, metric_name, build })
+    }
+
+    /// What a stored index definition means.
+    ///
+    /// # Errors
+    /// As [`Self::parse`]; a stored definition was checked when it was made.
+    pub fn of(index: &IndexDef, field: &Field) -> Result<Self, Failure> {
+        Self::parse(&index.params, field)
+    }
+
+    /// The metric as the engine knows it; `None` for a scalar field.
+    pub fn metric(&self) -> Option<Metric> {
+        metric(&self.metric_name)
+    }
+
+    /// The parameters as they are stored and described: flat, the type and the metric first.
+    pub fn params(&self) -> Vec<(String, String)> {
+        let mut params = vec![("index_type".to_owned(), self.index_type.clone())];
+        if !self.metric_name.is_empty() {
+            params.push(("metric_type".to_owned(), self.metric_name.clone()));
+        }
+        params.extend(self.build.iter().map(|(key, value)| (key.clone(), value.clone())));
+        params
+    }
+}
+
+fn refuse_metric(text: &str, family: &Family, field: &str) -> Failure {
+    if text.eq_ignore_ascii_case("BM25") && family.word == "sparse vector" {
+        return Failure::invalid(format!(
+            "metric type BM25 needs a BM25 function that counts terms, and field {field} is not \
+             the output of one; learned sparse vectors are compared with IP"
+        ));
+    }
+    Failure::invalid(format!(
+        "{} index does not support metric type: {text}: metric type {text} not found or not \
+         supported, supported: [{}]",
+        family.word,
+        family.metrics.join(" ")
+    ))
+}
+
+/// The metric of that name, in any case of letters.
+pub fn metric(name: &str) -> Option<Metric> {
+    match name.to_ascii_uppercase().as_str() {
+        "L2" => Some(Metric::L2),
+        "IP" => Some(Metric::Ip),
+        "COSINE" => Some(Metric::Cosine),
+        "HAMMING" => Some(Metric::Hamming),
+        "JACCARD" => Some(Metric::Jaccard),
+        _ => None,
+    }
+}
+
+/// The name and the kind of the metric that a vector field is searched by: that of its index,
+/// else the default of its type. `None` for a scalar field.
+///
+/// # Errors
+/// Code 5 when the stored definition of the index is not one.
+pub fn metric_of_field(
+    info: &CollectionInfo,
+    field: &Field,
+) -> Result<Option<(String, Metric)>, Failure> {
+    let params = info.index_of_field(&field.name).map_or(&[][..], |index| &index.params);
+    let spec = IndexSpec::parse(params, field).map_err(|failure| {
+        Failure::new(Code::ServiceInternal, failure.reason()).context("stored index definition")
+    })?;
+    Ok(spec.metric().map(|metric| (spec.metric_name, metric)))
+}
+
+fn known(names: &[&str], text: &str) -> Option<String> {
+    names.iter().find(|name| name.eq_ignore_ascii_case(text)).map(|&name| name.to_owned())
+}
+
+/// All parameters by name: flat ones, and those inside the JSON text under `params`, which win.
+fn flatten(params: &[(String, String)]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut flat: BTreeMap<String, String> =
+        params.iter().filter(|(key, _)| key != "params").cloned().collect();
+    let Some(text) = lookup(params, "params").filter(|text| !text.is_empty()) else {
+        return Ok(flat);
+    };
+    let json: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|error| {
+            Failure::invalid(format!("index params should be a JSON object, got {text}: {error}"))
+        })?;
+    for (key, value) in json {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        flat.insert(key, text);
+    }
+    Ok(flat)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(data_type: DataType) -> Field {
+        Field {
+            id: 100,
+            name: "f".to_owned(),
+            description: String::new(),
+            data_type,
+            nullable: false,
+            default: None,
+            primary_key: false,
+            auto_id: false,
+            partition_key: false,
+            clustering_key: false,
+            dynamic: false,
+            function_output: false,
+            type_params: Vec::new(),
+        }
+    }
+
+    fn params(of: &[(&str, &str)]) -> Vec<(String, String)> {
+        of.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
+
+    #[test]
+    fn without_a_type_the_node_chooses_and_the_metric_is_the_fields_default() {
+        for (data_type, name) in [
+            (DataType::FloatVector { dim: 4 }, "COSINE"),
+            (DataType::Int8Vector { dim: 4 }, "COSINE"),
+            (DataType::BinaryVector { dim: 8 }, "HAMMING"),
+            (DataType::SparseFloatVector, "IP"),
+            (DataType::Int64, ""),
+        ] {
+            let spec = IndexSpec::parse(&[], &field(data_type)).unwrap();
+            assert_eq!((spec.index_type.as_str(), spec.metric_name.as_str()), ("AUTOINDEX", name));
+        }
+    }
+
+    #[test]
+    fn parameters_may_be_flat_or_json_or_both() {
+        let dense = field(DataType::FloatVector { dim: 4 });
+        let flat = params(&[("index_type", "HNSW"), ("metric_type", "L2"), ("M", "8")]);
+        let json = params(&[("index_type", "HNSW"), ("params", r#"{"metric_type":"L2","M":8}"#)]);
+        let both = params(&[
+            ("index_type", "hnsw"),
+            ("metric_type", "l2"),
+            ("M", "8"),
+            ("params", r#"{"M":"8"}"#),
+        ]);
+        let spec = IndexSpec::parse(&flat, &dense).unwrap();
+        assert_eq!(spec.metric(), Some(Metric::L2));
+        assert_eq!(spec, IndexSpec::parse(&json, &dense).unwrap());
+        assert_eq!(spec, IndexSpec::parse(&both, &dense).unwrap());
+        assert!(IndexSpec::parse(&params(&[("params", "[1]")]), &dense).is_err());
+    }
+
+    #[test]
+    fn an_index_is_described_as_it_was_asked_for() {
+        let dense = field(DataType::FloatVector { dim: 4 });
+        let received = params(&[("params", r#"{"nlist":128}"#), ("index_type", "IVF_FLAT")]);
+        let spec = IndexSpec::parse(&received, &dense).unwrap();
+        let described =
+            params(&[("index_type", "IVF_FLAT"), ("metric_type", "COSINE"), ("nlist", "128")]);
+        assert_eq!(spec.params(), described);
+        assert_eq!(IndexSpec::parse(&described, &dense).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_metric_that_the_field_does_not_take_is_refused() {
+        let refused = |data_type, name: &str| {
+            IndexSpec::parse(&params(&[("metric_type", name)]), &field(data_type)).unwrap_err()
+        };
+        let failure = refused(DataType::FloatVector { dim: 4 }, "HAMMING");
+        assert!(
+            failure.reason().contains("float vector index does not support metric type: HAMMING")
+        );
+        assert!(failure.reason().contains("supported: [COSINE L2 IP]"), "{failure}");
+        assert!(
+            refused(DataType::BinaryVector { dim: 8 }, "COSINE").reason().contains("binary vector")
+        );
+        assert!(refused(DataType::SparseFloatVector, "BM25").reason().contains("BM25"));
+    }
+
+    #[test]
+    fn an_index_type_that_the_field_does_not_take_is_refused() {
+        let wanted = params(&[("index_type", "HNSW")]);
+        assert!(IndexSpec::parse(&wanted, &field(DataType::SparseFloatVector)).is_err());
+        assert!(IndexSpec::parse(&wanted, &field(DataType::Int64)).is_err());
+        let wanted = params(&[("index_type", "TRIE")]);
+        let spec = IndexSpec::parse(&wanted, &field(DataType::VarChar { max_length: 9 })).unwrap();
+        assert_eq!(spec.index_type, "Trie");
+    }
+}

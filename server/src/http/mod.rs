@@ -1,0 +1,41 @@
+//! The ops port: health for orchestrators, counters for Prometheus, and nothing else.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+
+use crate::node::Node;
+
+/// The routes of the ops port.
+///
+/// `/livez`: the process answers. `/healthz`, `/readyz`: it also accepts writes; 503 with the
+/// reason when not. `/metrics`: counters in the OpenMetrics text form.
+pub fn router(node: Arc<Node>) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "OK" }))
+        .route("/healthz", get(health))
+        .route("/readyz", get(health))
+        .route("/metrics", get(metrics))
+        .with_state(node)
+}
+
+async fn health(State(node): State<Arc<Node>>) -> impl IntoResponse {
+    let health = node.engine.health();
+    let reason = health.reason.unwrap_or_default();
+    let (code, state) = if health.writable {
+        (StatusCode::OK, "OK")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "unhealthy")
+    };
+    let body = serde_json::json!({ "state": state, "detail": reason }).to_string();
+    (code, [(header::CONTENT_TYPE, "application/json")], body)
+}
+
+async fn metrics(State(node): State<Arc<Node>>) -> impl IntoResponse {
+    let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, form)], node.metrics.render(&node))
+}

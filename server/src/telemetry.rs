@@ -1,0 +1,214 @@
+//! What an operator sees of a node: its log, and its counters for Prometheus.
+//!
+//! Labels take values from short fixed lists (names of rpcs, error codes), never from a request.
+
+use std::io::IsTerminal;
+use std::sync::atomic::AtomicU64;
+
+use elanus_storage::SegmentState;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+use crate::node::Node;
+
+/// Starts the log of this process, on standard error.
+///
+/// # Errors
+/// When the level is not a list of directives, or a log was started before.
+pub fn init_logging(log: &Log) -> anyhow::Result<()> {
+    // A bare level is about this node; what its libraries say below `info` drowns the rest.
+    let directives = if log.level.contains(['=', ',']) {
+        log.level.clone()
+    } else {
+        format!("{},h2=info,hyper_util=info,tower=info", log.level)
+    };
+    let filter = EnvFilter::builder()
+        .parse(&directives)
+        .map_err(|error| anyhow::anyhow!("setting `log.level` is `{}`: {error}", log.level))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match log.format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    }
+    .map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabels {
+    rpc: &'static str,
+    code: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcName {
+    rpc: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelName {
+    model: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SegmentKind {
+    state: &'static str,
+}
+
+/// Seconds, from half a millisecond to half a minute in steps of about three.
+const LATENCY_BUCKETS: [f64; 11] =
+    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.03, 0.1, 0.3, 1.0, 5.0, 30.0];
+
+fn latency_histogram() -> Histogram {
+    Histogram::new(LATENCY_BUCKETS)
+}
+
+/// The counters of a node.
+pub struct Metrics {
+    registry: Registry,
+    rpcs: Family<RpcLabels, Counter>,
+    latency: Family<RpcName, Histogram>,
+    connections: Gauge,
+    refused_connections: Counter,
+    collections: Gauge,
+    rows: Gauge,
+    segments: Family<SegmentKind, Gauge>,
+    segment_bytes: Gauge,
+    writable: Gauge,
+    model_tokens: Family<ModelName, Gauge<u64, AtomicU64>>,
+    model_bytes: Family<ModelName, Gauge<u64, AtomicU64>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Counters at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("elanus");
+        let rpcs = Family::default();
+        let latency = Family::new_with_constructor(latency_histogram as fn() -> Histogram);
+        let connections = Gauge::default();
+        let refused_connections = Counter::default();
+        let collections = Gauge::default();
+        let rows = Gauge::default();
+        let segments = Family::default();
+        let segment_bytes = Gauge::default();
+        let writable = Gauge::default();
+        let model_tokens = Family::default();
+        let model_bytes = Family::default();
+        registry.register(
+            "build",
+            "What is running",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register("rpcs", "Calls that ended, by code (0: success)", rpcs.clone());
+        registry.register("rpc_seconds", "Time from request to answer", latency.clone());
+        registry.register("connections", "Client connections open now", connections.clone());
+        registry.register(
+            "connections_refused",
+            "Connections refused at grpc.max_connections",
+            refused_connections.clone(),
+        );
+        registry.register("collections", "Collections of all databases", collections.clone());
+        registry.register("rows", "Rows of all collections", rows.clone());
+        registry.register("segments", "Segments, growing and sealed", segments.clone());
+        registry.register("segment_bytes", "Bytes of all segments", segment_bytes.clone());
+        registry.register("writable", "1 while writes are accepted", writable.clone());
+        registry.register(
+            "model_tokens",
+            "Tokens a model has run since it was loaded",
+            model_tokens.clone(),
+        );
+        registry.register("model_bytes", "Bytes of a model's weights", model_bytes.clone());
+        Self {
+            registry,
+            rpcs,
+            latency,
+            connections,
+            refused_connections,
+            collections,
+            rows,
+            segments,
+            segment_bytes,
+            writable,
+            model_tokens,
+            model_bytes,
+        }
+    }
+
+    /// Counts a call that ended; `code` is 0 for success.
+    pub fn rpc_ended(&self, rpc: &'static str, code: i32, seconds: f64) {
+        self.rpcs.get_or_create(&RpcLabels { rpc, code }).inc();
+        self.latency.get_or_create(&RpcName { rpc }).observe(seconds);
+    }
+
+    /// Counts a connection until the guard is dropped.
+    pub fn connection(&self) -> ConnectionGuard {
+        self.connections.inc();
+        ConnectionGuard(self.connections.clone())
+    }
+
+    /// Counts a connection that was refused.
+    pub fn connection_refused(&self) {
+        self.refused_connections.inc();
+    }
+
+    /// All counters in the text form of OpenMetrics; what the engine and the model store know
+    /// is read now.
+    pub fn render(&self, node: &Node) -> String {
+        self.read_engine(node);
+        for model in node.models.loaded() {
+            let label = ModelName { model: model.spec.name };
+            self.model_tokens.get_or_create(&label).set(model.tokens);
+            self.model_bytes.get_or_create(&label).set(model.bytes as u64);
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a String cannot fail");
+        text
+    }
+
+    fn read_engine(&self, node: &Node) {
+        let (mut collections, mut rows, mut growing, mut sealed, mut bytes) = (0, 0, 0, 0, 0_u64);
+        for stats in node.all_stats() {
+            collections += 1;
+            rows += stats.rows;
+            for segment in &stats.segments {
+                bytes += segment.bytes;
+                match segment.state {
+                    SegmentState::Growing => growing += 1,
+                    SegmentState::Sealed => sealed += 1,
+                }
+            }
+        }
+        let signed = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        self.collections.set(collections);
+        self.rows.set(signed(rows));
+        self.segments.get_or_create(&SegmentKind { state: "growing" }).set(growing);
+        self.segments.get_or_create(&SegmentKind { state: "sealed" }).set(sealed);
+        self.segment_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.writable.set(i64::from(node.engine.health().writable));
+    }
+}
+
+/// Counts one open connection for as long as it lives.
+pub struct ConnectionGuard(Gauge);
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
