@@ -1,0 +1,421 @@
+//! Functions: vectors that the node makes from text, on insert and in a search.
+//!
+//! Functions with the same model, input and settings share one call of the model: BGE-M3 gives
+//! dense and sparse vectors in one pass. In a hybrid search the same goes for legs with the same
+//! texts. How calls of different requests are batched is the model store's business.
+
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, LargeBinaryArray};
+use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow_schema::{DataType as ArrowType, Field as ArrowField};
+use bytes::Bytes;
+use elanus_embed::{EmbedRequest, Embeddings, Mode, ModelStore, Outputs};
+use elanus_proto::codes::Code;
+use elanus_storage::Schema;
+use futures::future::try_join_all;
+
+use crate::convert::fields::Columns;
+use crate::convert::function::ModelFunction;
+use crate::convert::placeholder::QueryRows;
+use crate::status::Failure;
+
+/// Texts that search one field.
+#[derive(Clone, Debug)]
+pub struct TextQuery {
+    /// One text per query.
+    pub texts: Vec<String>,
+    /// The function whose output the field is.
+    pub function: ModelFunction,
+    /// Whether the field is the function's sparse output.
+    pub sparse: bool,
+    /// Width of a dense field.
+    pub dim: usize,
+}
+
+impl TextQuery {
+    /// Texts for a search on `field`.
+    ///
+    /// # Errors
+    /// Code 1100 when no function fills the field.
+    pub fn new(schema: &Schema, field: &str, texts: Vec<String>) -> Result<Self, Failure> {
+        let fills = |function: &ModelFunction| {
+            [&function.dense, &function.sparse].into_iter().any(|out| out.as_deref() == Some(field))
+        };
+        let function = ModelFunction::all(schema).into_iter().find(fills).ok_or_else(|| {
+            Failure::invalid(format!(
+                "no function makes field {field} from text, search it with vectors"
+            ))
+        })?;
+        let sparse = function.sparse.as_deref() == Some(field);
+        let dim = schema.field(field).and_then(|field| field.data_type.dim()).unwrap_or(0) as usize;
+        Ok(Self { texts, function, sparse, dim })
+    }
+}
+
+/// Runs the functions of a schema over the rows of an insert and adds their output columns.
+///
+/// # Errors
+/// Code 2400 when a text is empty or a model fails; nothing is added then.
+pub async fn fill(
+    models: &ModelStore,
+    schema: &Schema,
+    columns: &mut Columns,
+) -> Result<(), Failure> {
+    let functions = ModelFunction::all(schema);
+    let mut calls = Calls::default();
+    let mut users = Vec::with_capacity(functions.len());
+    for function in functions {
+        if is_filled(schema, columns, &function) {
+            continue;
+        }
+        let texts = input(schema, columns, &function)?;
+        let outputs = Outputs {
+            dense: function.dense.is_some(),
+            sparse: function.sparse.is_some(),
+            colbert: false,
+        };
+        let request = EmbedRequest {
+            max_length: function.max_length,
+            prompt: function.insert_prompt.clone(),
+            ..EmbedRequest::new(texts, outputs, Mode::Insert)
+        };
+        users.push((calls.join(&function.model, request)?, function));
+    }
+    let results = calls.run(|model, request| embed(models, model, request)).await?;
+    for (call, function) in users {
+        let result = &results[call];
+        if let Some(name) = &function.dense {
+            let (position, dim) = output(schema, name)?;
+            columns.set(position, result.dense_column(&function, dim, columns.rows())?);
+        }
+        if let Some(name) = &function.sparse {
+            let (position, _) = output(schema, name)?;
+            columns.set(position, result.sparse_column(&function, columns.rows())?);
+        }
+    }
+    Ok(())
+}
+
+/// Makes the query vectors of the legs of one request; `None` for legs that bring their own.
+///
+/// # Errors
+/// Code 2400 when a text is empty or a model fails.
+pub async fn queries(
+    models: &ModelStore,
+    legs: &[Option<&TextQuery>],
+) -> Result<Vec<Option<QueryRows>>, Failure> {
+    queries_with(legs, |model, request| embed(models, model, request)).await
+}
+
+async fn queries_with<F>(
+    legs: &[Option<&TextQuery>],
+    run: impl Fn(String, EmbedRequest) -> F,
+) -> Result<Vec<Option<QueryRows>>, Failure>
+where
+    F: Future<Output = Result<Embeddings, Failure>>,
+{
+    let mut calls = Calls::default();
+    let mut users = Vec::with_capacity(legs.len());
+    for leg in legs {
+        let Some(leg) = leg else {
+            users.push(None);
+            continue;
+        };
+        let outputs = if leg.sparse { Outputs::SPARSE } else { Outputs::DENSE };
+        let request = EmbedRequest {
+            max_length: leg.function.max_length,
+            prompt: leg.function.search_prompt.clone(),
+            ..EmbedRequest::new(leg.texts.clone(), outputs, Mode::Search)
+        };
+        users.push(Some((calls.join(&leg.function.model, request)?, leg)));
+    }
+    let results = calls.run(run).await?;
+    users
+        .into_iter()
+        .map(|user| {
+            user.map(|(call, leg)| {
+                let (result, count) = (&results[call], leg.texts.len());
+                if leg.sparse {
+                    result.sparse_queries(&leg.function, count)
+                } else {
+                    result.dense_queries(&leg.function, leg.dim, count)
+                }
+            })
+            .transpose()
+        })
+        .collect()
+}
+
+async fn embed(
+    models: &ModelStore,
+    model: String,
+    request: EmbedRequest,
+) -> Result<Embeddings, Failure> {
+    Ok(models.embed(&model, request).await?)
+}
+
+/// Whether all outputs of a function are there already (kept by a partial update).
+fn is_filled(schema: &Schema, columns: &Columns, function: &ModelFunction) -> bool {
+    let has = |name: &String| {
+        let position = schema.fields.iter().position(|field| field.name == *name);
+        position.is_some_and(|position| columns.get(position).is_some())
+    };
+    [&function.dense, &function.sparse].into_iter().flatten().all(has)
+}
+
+/// The texts of a function's input column.
+fn input(
+    schema: &Schema,
+    columns: &Columns,
+    function: &ModelFunction,
+) -> Result<Vec<String>, Failure> {
+    let position = schema.fields.iter().position(|field| field.name == function.input);
+    let column = position.and_then(|position| columns.get(position)).ok_or_else(|| {
+        Failure::invalid(format!(
+            "fieldSchema({}) has no corresponding fieldData pass in: function {} reads it",
+            function.input, function.name
+        ))
+    })?;
+    let texts = column.as_string_opt::<i64>().ok_or_else(|| {
+        Failure::internal(format!(
+            "the input {} of function {} is no text",
+            function.input, function.name
+        ))
+    })?;
+    Ok(texts.iter().map(|text| text.unwrap_or_default().to_owned()).collect())
+}
+
+/// Position and width of an output field.
+fn output(schema: &Schema, name: &str) -> Result<(usize, usize), Failure> {
+    let position = schema.fields.iter().position(|field| field.name == name);
+    let position =
+        position.ok_or_else(|| Failure::internal(format!("function output {name} is no field")))?;
+    let dim = schema.fields[position].data_type.dim().unwrap_or(0);
+    Ok((position, dim as usize))
+}
+
+/// Calls of models, each shared by everybody who wants a part of its answer.
+#[derive(Debug, Default)]
+struct Calls(Vec<(String, EmbedRequest)>);
+
+impl Calls {
+    /// Adds a call, or widens an equal one that is already there; returns its number.
+    fn join(&mut self, model: &str, request: EmbedRequest) -> Result<usize, Failure> {
+        if request.texts.iter().any(String::is_empty) {
+            return Err(Failure::new(
+                Code::FunctionFailed,
+                "There is an empty string in the input data, TextEmbedding function does not support empty text",
+            ));
+        }
+        let same = |(other_model, other): &(String, EmbedRequest)| {
+            other_model == model
+                && other.mode == request.mode
+                && other.max_length == request.max_length
+                && other.prompt == request.prompt
+                && other.texts == request.texts
+        };
+        if let Some(call) = self.0.iter().position(same) {
+            let shared = &mut self.0[call].1;
+            shared.outputs = shared.outputs.union(request.outputs);
+            return Ok(call);
+        }
+        self.0.push((model.to_owned(), request));
+        Ok(self.0.len() - 1)
+    }
+
+    /// Runs all calls at once.
+    async fn run<F>(self, run: impl Fn(String, EmbedRequest) -> F) -> Result<Vec<Answer>, Failure>
+    where
+        F: Future<Output = Result<Embeddings, Failure>>,
+    {
+        let answers =
+            try_join_all(self.0.into_iter().map(|(model, request)| run(model, request))).await?;
+        Ok(answers.into_iter().map(Answer::new).collect())
+    }
+}
+
+/// The vectors of one call.
+struct Answer {
+    dense: Option<(usize, ScalarBuffer<f32>)>,
+    sparse: Option<Vec<Vec<(u32, f32)>>>,
+}
+
+impl Answer {
+    fn new(embeddings: Embeddings) -> Self {
+        Self {
+            dense: embeddings.dense.map(|values| (embeddings.dim, ScalarBuffer::from(values))),
+            sparse: embeddings.sparse,
+        }
+    }
+
+    /// The dense rows, checked for their number and width.
+    fn dense(
+        &self,
+        function: &ModelFunction,
+        dim: usize,
+        rows: usize,
+    ) -> Result<&ScalarBuffer<f32>, Failure> {
+        match &self.dense {
+            Some((width, values)) if *width == dim && values.len() == rows * dim => Ok(values),
+            Some((width, values)) => Err(Failure::new(
+                Code::FunctionFailed,
+                format!(
+                    "function failed: model {} gave {} numbers of width {width}, function {} expects {rows} rows of {dim} dimensions",
+                    function.model,
+                    values.len(),
+                    function.name
+                ),
+            )),
+            None => Err(no_output(function, "dense")),
+        }
+    }
+
+    fn sparse(&self, function: &ModelFunction, rows: usize) -> Result<&[Vec<(u32, f32)>], Failure> {
+        match &self.sparse {
+            Some(vectors) if vectors.len() == rows => Ok(vectors),
+            Some(_) | None => Err(no_output(function, "sparse")),
+        }
+    }
+
+    fn dense_column(
+        &self,
+        function: &ModelFunction,
+        dim: usize,
+        rows: usize,
+    ) -> Result<ArrayRef, Failure> {
+        let values = self.dense(function, dim, rows)?.clone();
+        let list = FixedSizeListArray::try_new(
+            Arc::new(ArrowField::new("item", ArrowType::Float32, false)),
+            i32::try_from(dim).unwrap_or(i32::MAX),
+            Arc::new(Float32Array::new(values, None)),
+            None,
+        );
+        Ok(Arc::new(list.map_err(|error| Failure::internal(error.to_string()))?))
+    }
+
+    fn sparse_column(&self, function: &ModelFunction, rows: usize) -> Result<ArrayRef, Failure> {
+        let rows: Vec<_> = self.sparse(function, rows)?.iter().map(|row| wire(row)).collect();
+        let offsets = OffsetBuffer::from_lengths(rows.iter().map(Vec::len));
+        let values = Buffer::from_vec(rows.concat());
+        Ok(Arc::new(LargeBinaryArray::new(offsets, values, None)))
+    }
+
+    fn dense_queries(
+        &self,
+        function: &ModelFunction,
+        dim: usize,
+        rows: usize,
+    ) -> Result<QueryRows, Failure> {
+        let values = self.dense(function, dim, rows)?;
+        let row =
+            |row: &[f32]| row.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        Ok(QueryRows::Dense(values.chunks_exact(dim.max(1)).map(|v| Bytes::from(row(v))).collect()))
+    }
+
+    fn sparse_queries(&self, function: &ModelFunction, rows: usize) -> Result<QueryRows, Failure> {
+        let rows = self.sparse(function, rows)?;
+        Ok(QueryRows::Sparse(rows.iter().map(|row| Bytes::from(wire(row))).collect()))
+    }
+}
+
+fn no_output(function: &ModelFunction, kind: &str) -> Failure {
+    Failure::new(
+        Code::FunctionFailed,
+        format!(
+            "function failed: model {} gave no {kind} vectors for function {}",
+            function.model, function.name
+        ),
+    )
+}
+
+/// A sparse row in wire layout; models give ascending ids.
+fn wire(row: &[(u32, f32)]) -> Vec<u8> {
+    row.iter()
+        .flat_map(|(index, value)| index.to_le_bytes().into_iter().chain(value.to_le_bytes()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn function(name: &str, model: &str) -> ModelFunction {
+        ModelFunction {
+            name: name.into(),
+            input: "text".into(),
+            model: model.into(),
+            dense: Some("dense".into()),
+            sparse: Some("sparse".into()),
+            insert_prompt: None,
+            search_prompt: None,
+            max_length: None,
+        }
+    }
+
+    fn leg(model: &str, sparse: bool, texts: &[&str]) -> TextQuery {
+        TextQuery {
+            texts: texts.iter().map(|text| (*text).into()).collect(),
+            function: function("f", model),
+            sparse,
+            dim: 2,
+        }
+    }
+
+    /// A model that writes the length of a text into its vectors and notes what it was asked.
+    async fn model(
+        calls: &Mutex<Vec<(String, Outputs)>>,
+        name: String,
+        request: EmbedRequest,
+    ) -> Result<Embeddings, Failure> {
+        calls.lock().unwrap().push((name, request.outputs));
+        let lengths: Vec<f32> = request.texts.iter().map(|text| text.len() as f32).collect();
+        Ok(Embeddings {
+            dense: request.outputs.dense.then(|| lengths.iter().flat_map(|l| [*l, 1.0]).collect()),
+            dim: 2,
+            sparse: request.outputs.sparse.then(|| lengths.iter().map(|l| vec![(9, *l)]).collect()),
+            ..Embeddings::default()
+        })
+    }
+
+    #[tokio::test]
+    async fn legs_with_the_same_text_and_model_share_one_run() {
+        let calls = Mutex::new(Vec::new());
+        let (dense, sparse) = (leg("m", false, &["kite"]), leg("m", true, &["kite"]));
+        let (other, elsewhere) = (leg("m", false, &["hawk!"]), leg("n", false, &["kite"]));
+        let legs = [Some(&dense), None, Some(&sparse), Some(&other), Some(&elsewhere)];
+        let rows = queries_with(&legs, |name, request| model(&calls, name, request)).await.unwrap();
+        let both = Outputs { dense: true, sparse: true, colbert: false };
+        assert_eq!(
+            *calls.lock().unwrap(),
+            [
+                ("m".to_owned(), both),
+                ("m".to_owned(), Outputs::DENSE),
+                ("n".to_owned(), Outputs::DENSE)
+            ]
+        );
+        let dense_row =
+            |length: f32| [length, 1.0].into_iter().flat_map(f32::to_le_bytes).collect::<Vec<_>>();
+        assert_eq!(rows[0], Some(QueryRows::Dense(vec![dense_row(4.0).into()])));
+        assert_eq!(rows[1], None);
+        assert_eq!(rows[2], Some(QueryRows::Sparse(vec![wire(&[(9, 4.0)]).into()])));
+        assert_eq!(rows[3], Some(QueryRows::Dense(vec![dense_row(5.0).into()])));
+    }
+
+    #[tokio::test]
+    async fn empty_texts_and_wrong_widths_are_function_failures() {
+        let calls = Mutex::new(Vec::new());
+        let empty = leg("m", false, &["a", ""]);
+        let run = |name, request| model(&calls, name, request);
+        let failure = queries_with(&[Some(&empty)], run).await.unwrap_err();
+        assert_eq!(failure.code(), Code::FunctionFailed);
+        assert!(failure.reason().contains("empty string"), "{failure}");
+        let mut wide = leg("m", false, &["a"]);
+        wide.dim = 3;
+        let failure = queries_with(&[Some(&wide)], |n, r| model(&calls, n, r)).await.unwrap_err();
+        assert!(failure.reason().contains("3 dimensions"), "{failure}");
+    }
+}
