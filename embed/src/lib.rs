@@ -7,7 +7,7 @@
 //! ```text
 //! store      names, folders, one model in memory per folder, the public calls
 //! folder     config.json and its companions, understood or refused
-//! tokenizer  text -> framed token ids            weights   safetensors, PyTorch zip pickles
+//! tokenizer  text -> framed token ids            weights   safetensors and (pickle) PyTorch files
 //! scheduler  one thread, two lanes, token-budget batches
 //! model      tokenizer + encoder + head          encoder   BERT and XLM-R, packed
 //! heads      pooling, BGE-M3, SPLADE, classifier layers    tensor operations -> kernels
@@ -27,6 +27,7 @@ mod folder;
 mod heads;
 mod layers;
 mod model;
+mod pickle;
 mod scheduler;
 mod store;
 mod tokenizer;

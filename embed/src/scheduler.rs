@@ -1,8 +1,8 @@
 //! One thread that owns the device and turns waiting calls into batches.
 //!
-//! Calls arrive tokenized. A batch takes texts of one model, in the order they came, from as many
-//! calls as fit its budget of tokens; nothing is padded, so long and short texts mix freely and a
-//! batch costs what its tokens cost. Searches go before inserts, but inserts that have waited get
+//! Calls arrive tokenized. A batch takes texts of one model from as many calls as fit its budget
+//! of tokens, and calls take turns at its head; nothing is padded, so long and short texts mix
+//! freely and a batch costs what its tokens cost. Searches go before inserts, but inserts that have waited get
 //! every so often a batch of their own. Equal texts of a batch run once. A call whose caller has
 //! gone is dropped. A batch that fails is run again call by call, so that one bad call, or a
 //! panic, costs no other.
@@ -192,6 +192,11 @@ impl Worker {
                 let _ = call.reply.send(Ok(call.encoded));
             }
         }
+        // The next batch begins with another call, so that a small one (or one of another model)
+        // does not wait for all of a large one.
+        if lane.len() > 1 {
+            lane.rotate_left(1);
+        }
     }
 
     /// The results of all picked texts, pick by pick.
@@ -328,7 +333,127 @@ fn turn(search: bool, insert: bool, insert_waited: Duration) -> Option<Mode> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::folder::Folder;
+
+    type Answer = oneshot::Receiver<Result<Vec<Encoded>, Error>>;
+
+    fn model() -> Arc<Model> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../tests/data/embedding-golden/tiny-bge-m3");
+        Arc::new(Model::load(&Folder::read("tiny-bge-m3", &dir).unwrap()).unwrap())
+    }
+
+    fn worker() -> Worker {
+        let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        Worker { pool, batch_tokens: 100 }
+    }
+
+    /// A call of texts with these many tokens each, all of id `id`.
+    fn call(model: &Arc<Model>, id: u32, lengths: &[usize]) -> (Call, Answer) {
+        let (reply, answer) = oneshot::channel();
+        let sequence = |&length: &usize| Sequence { ids: vec![id; length], second: length };
+        let call = Call {
+            model: Arc::clone(model),
+            mode: Mode::Insert,
+            outputs: Outputs::DENSE,
+            sequences: lengths.iter().map(sequence).collect(),
+            encoded: Vec::new(),
+            reply,
+            _permit: Permit { bytes: 0, queued_bytes: Arc::default() },
+        };
+        (call, answer)
+    }
+
+    #[test]
+    fn a_batch_takes_texts_in_order_up_to_its_budget_and_leaves_other_models_alone() {
+        let (first, second) = (model(), model());
+        let calls = [
+            call(&first, 5, &[40, 30]),
+            call(&second, 5, &[10]),
+            call(&first, 5, &[20, 20, 20]),
+            call(&first, 5, &[1]),
+        ];
+        let mut lane: VecDeque<Call> = calls.into_iter().map(|(call, _)| call).collect();
+        let picks = pick(&lane, 100);
+        assert_eq!(picks, [Pick { call: 0, texts: 2 }, Pick { call: 2, texts: 1 }]);
+        assert_eq!(pick(&lane, 10), [Pick { call: 0, texts: 1 }], "a long text runs alone");
+        lane[0].encoded.push(Encoded::default());
+        let picks = pick(&lane, 50);
+        assert_eq!(picks, [Pick { call: 0, texts: 1 }, Pick { call: 2, texts: 1 }]);
+    }
+
+    #[test]
+    fn a_call_larger_than_the_budget_is_answered_after_several_batches() {
+        let (call, mut answer) = call(&model(), 5, &[60, 60, 60]);
+        let mut lane = VecDeque::from([call]);
+        let worker = worker();
+        for left in [2, 1] {
+            worker.step(&mut lane);
+            assert_eq!(lane[0].sequences.len() - lane[0].encoded.len(), left);
+            assert!(answer.try_recv().is_err());
+        }
+        worker.step(&mut lane);
+        assert!(lane.is_empty());
+        assert_eq!(answer.try_recv().unwrap().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_small_call_does_not_wait_for_all_of_a_large_one() {
+        let model = model();
+        let (large, _large_answer) = call(&model, 5, &[90; 20]);
+        let (small, mut small_answer) = call(&model, 7, &[90]);
+        let mut lane = VecDeque::from([large, small]);
+        let worker = worker();
+        worker.step(&mut lane);
+        worker.step(&mut lane);
+        assert!(small_answer.try_recv().is_ok());
+        assert_eq!(lane.len(), 1);
+    }
+
+    #[test]
+    fn a_call_that_fails_costs_its_neighbours_nothing() {
+        let model = model();
+        let (good, mut good_answer) = call(&model, 5, &[4]);
+        // No tokenizer of the model gives such an id, so only a fault of ours could.
+        let (bad, mut bad_answer) = call(&model, 1_000_000, &[4]);
+        let (other, mut other_answer) = call(&model, 7, &[4]);
+        let mut lane = VecDeque::from([good, bad, other]);
+        worker().step(&mut lane);
+        assert!(lane.is_empty());
+        assert!(good_answer.try_recv().unwrap().is_ok());
+        let error = bad_answer.try_recv().unwrap().unwrap_err();
+        assert!(matches!(error, Error::Inference(_)), "{error}");
+        assert!(other_answer.try_recv().unwrap().is_ok());
+    }
+
+    #[test]
+    fn equal_texts_of_a_batch_run_once() {
+        let model = model();
+        let (first, mut first_answer) = call(&model, 5, &[10, 10]);
+        let (second, mut second_answer) = call(&model, 5, &[10]);
+        let mut lane = VecDeque::from([first, second]);
+        worker().step(&mut lane);
+        assert_eq!(model.info().tokens, 10);
+        let first = first_answer.try_recv().unwrap().unwrap();
+        assert_eq!(first[0], first[1]);
+        assert_eq!(first[..1], second_answer.try_recv().unwrap().unwrap());
+    }
+
+    #[test]
+    fn a_call_whose_caller_has_gone_is_dropped() {
+        let model = model();
+        let (gone, answer) = call(&model, 5, &[4]);
+        let (kept, _answer) = call(&model, 5, &[4]);
+        drop(answer);
+        let mut lanes = Lanes::new(Instant::now());
+        lanes.push(gone);
+        lanes.push(kept);
+        lanes.drop_cancelled();
+        assert_eq!(lanes.insert.len(), 1);
+    }
 
     #[test]
     fn searches_go_first_and_inserts_do_not_starve() {

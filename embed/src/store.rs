@@ -23,6 +23,10 @@ const LEAST_PAIR: usize = 8;
 /// Most bytes of vectors that one call may give; larger requests belong in several calls.
 const MAX_OUTPUT_BYTES: usize = 1 << 30;
 
+/// Longest text. A tokenizer needs some fifty bytes of memory for each, to find out that a few
+/// hundred tokens of it are used.
+const MAX_TEXT_BYTES: usize = 4 << 20;
+
 /// What a text counts in the queue beside its bytes.
 const TEXT_OVERHEAD_BYTES: usize = 64;
 
@@ -83,7 +87,7 @@ impl ModelStore {
     /// [`Error::Closed`] when the run itself fails.
     pub async fn embed(&self, model: &str, request: EmbedRequest) -> Result<Embeddings, Error> {
         let EmbedRequest { texts, outputs, mode, max_length, prompt } = request;
-        let bytes = texts.iter().map(|text| text.len() + TEXT_OVERHEAD_BYTES).sum();
+        let bytes = queued_bytes(&texts)?;
         let count = texts.len();
         let name = model.to_owned();
         let prepare = move |slot: &Slot, model: &Model| {
@@ -115,8 +119,7 @@ impl ModelStore {
     /// As [`ModelStore::embed`]; [`Error::Unsupported`] if the model is no re-ranker.
     pub async fn rerank(&self, model: &str, request: RerankRequest) -> Result<Vec<f32>, Error> {
         let RerankRequest { query, docs, normalize, max_length } = request;
-        let pair_bytes = |doc: &String| query.len() + doc.len() + TEXT_OVERHEAD_BYTES;
-        let bytes = docs.iter().map(pair_bytes).sum();
+        let bytes = queued_bytes(std::slice::from_ref(&query))? + queued_bytes(&docs)?;
         let name = model.to_owned();
         let prepare = move |slot: &Slot, model: &Model| {
             let max_length = length(&slot.folder.spec, max_length, LEAST_PAIR)?;
@@ -352,6 +355,18 @@ fn list(dir: &Path) -> Vec<(String, PathBuf)> {
         }
     }
     models
+}
+
+/// What texts count in the queue.
+fn queued_bytes(texts: &[String]) -> Result<usize, Error> {
+    let longest = texts.iter().map(String::len).max().unwrap_or(0);
+    if longest > MAX_TEXT_BYTES {
+        return Err(Error::Invalid(format!(
+            "a text has {longest} bytes, {MAX_TEXT_BYTES} are allowed; models read the first few \
+             thousand, so split it into passages"
+        )));
+    }
+    Ok(texts.iter().map(|text| text.len() + TEXT_OVERHEAD_BYTES).sum())
 }
 
 /// The length of a request, or the model's own.

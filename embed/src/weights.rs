@@ -3,11 +3,11 @@
 //! Two formats: safetensors, read tensor by tensor straight into place (the numbers end up on the
 //! heap in another layout anyway, so a mapping of the file would only be a second copy), and the
 //! zip pickles of PyTorch, through candle's reader, which builds no Python objects and so can
-//! execute nothing. Every tensor is checked against the shape its place in the model demands
+//! execute nothing, after [`crate::pickle`] has looked at them. Every tensor is checked against the shape its place in the model demands
 //! before a byte of it is allocated.
 
 use std::collections::HashMap;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
@@ -17,6 +17,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::Error;
+use crate::pickle::check_archive;
 
 /// The header lists names and shapes; the format itself allows no more than this.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -187,7 +188,12 @@ fn read_safetensor(
 
 fn open_pickle(path: &Path) -> Result<Source, String> {
     let file_bytes = fs_err::metadata(path).map_err(|error| error.to_string())?.len();
-    let tensors = guarded(|| PthTensors::new(path, None).map_err(|error| error.to_string()))
+    let open = || {
+        let file = fs_err::File::open(path).map_err(|error| error.to_string())?;
+        check_archive(BufReader::new(file))?;
+        PthTensors::new(path, None).map_err(|error| error.to_string())
+    };
+    let tensors = guarded(open)
         .map_err(|error| format!("it is not a PyTorch file (zip, 1.6 or later): {error}"))?;
     Ok(Source::Pickle { tensors, file_bytes })
 }

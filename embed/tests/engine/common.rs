@@ -10,16 +10,23 @@ pub(crate) fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/embedding-golden")
 }
 
+/// The folder of this crate's own golden data, made by the script in it.
+pub(crate) fn own_golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
+}
+
 /// The expected values of a model.
 pub(crate) fn golden<T: DeserializeOwned>(model: &str) -> T {
-    let path = golden_dir().join(format!("{model}.golden.json"));
+    let file = format!("{model}.golden.json");
+    let own = own_golden_dir().join(&file);
+    let path = if own.exists() { own } else { golden_dir().join(file) };
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&text).unwrap()
 }
 
 /// A store over the golden models.
 pub(crate) fn store() -> ModelStore {
-    ModelStore::new(Options { dirs: vec![golden_dir()], ..Options::default() })
+    ModelStore::new(Options { dirs: vec![golden_dir(), own_golden_dir()], ..Options::default() })
 }
 
 /// Asserts that values differ by `tolerance` at most.
@@ -57,5 +64,31 @@ impl Golden {
     /// A store over it.
     pub(crate) fn store(&self) -> ModelStore {
         ModelStore::new(Options { dirs: vec![self.dir.path().to_owned()], ..Options::default() })
+    }
+}
+
+/// Expected sparse vectors.
+#[derive(serde::Deserialize)]
+pub(crate) struct Sparse {
+    pub(crate) sentences: Vec<String>,
+    rows: Vec<SparseRow>,
+}
+
+#[derive(serde::Deserialize)]
+struct SparseRow {
+    ids: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl Sparse {
+    /// Asserts equal ids and weights within `tolerance`.
+    #[track_caller]
+    pub(crate) fn assert_close(&self, found: &[Vec<(u32, f32)>], tolerance: f32) {
+        assert_eq!(found.len(), self.rows.len());
+        for (found, expected) in found.iter().zip(&self.rows) {
+            let (ids, weights): (Vec<u32>, Vec<f32>) = found.iter().copied().unzip();
+            assert_eq!(ids, expected.ids);
+            assert_close(&weights, &expected.weights, tolerance);
+        }
     }
 }

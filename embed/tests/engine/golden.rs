@@ -1,7 +1,7 @@
 //! The golden data of `tests/data/embedding-golden`: what FlagEmbedding and transformers return
 //! for tiny models with random weights, within the tolerances that its README states.
 
-use crate::common::{Golden, assert_close, golden, store};
+use crate::common::{Golden, Sparse, assert_close, golden, store};
 use elanus_embed::{EmbedRequest, Embeddings, Mode, ModelStore, Outputs, RerankRequest};
 use serde::Deserialize;
 
@@ -228,4 +228,35 @@ async fn documents_of_one_query_are_scored_in_the_order_given() {
         let request = RerankRequest { query: query.clone(), docs: vec![doc], ..Default::default() };
         assert_eq!(store.rerank("tiny-reranker", request).await.unwrap(), [score]);
     }
+}
+
+#[derive(Deserialize)]
+struct BertPairs {
+    pairs: Vec<[String; 2]>,
+    logits: Vec<f32>,
+}
+
+#[tokio::test]
+async fn a_bert_cross_encoder_knows_the_second_text_by_its_type() {
+    let golden: BertPairs = golden("tiny-bert-reranker");
+    let store = store();
+    for ([query, doc], logit) in golden.pairs.iter().zip(&golden.logits) {
+        let request = RerankRequest {
+            query: query.clone(),
+            docs: vec![doc.clone()],
+            max_length: Some(128),
+            ..Default::default()
+        };
+        let found = store.rerank("tiny-bert-reranker", request).await.unwrap();
+        assert_close(&found, &[*logit], TOLERANCE);
+    }
+}
+
+#[tokio::test]
+async fn splade_gives_the_weights_of_transformers() {
+    let golden: Sparse = golden("tiny-splade");
+    let request = EmbedRequest::new(golden.sentences.clone(), Outputs::SPARSE, Mode::Insert);
+    let found = store().embed("tiny-splade", request).await.unwrap();
+    golden.assert_close(&found.sparse.unwrap(), TOLERANCE);
+    assert_eq!(found.dense, None);
 }
