@@ -124,7 +124,7 @@ def test_the_orm_finds_functions_as_they_were_declared(orm, name):
         )
         built.add_function(
             Function(
-                "f", FunctionType.TEXTEMBEDDING, ["text"], ["v"], params={"provider": "bge-m3", "dim": 64}
+                "f", FunctionType.TEXTEMBEDDING, ["text"], ["v"], params={"provider": "bge-m3", "dim": "64"}
             )
         )
         return built

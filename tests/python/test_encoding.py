@@ -231,9 +231,9 @@ def test_a_default_is_used_where_a_row_is_not_valid_and_goes_before_null(client,
     "default, kind, options",
     [
         (True, DataType.BOOL, {}),
-        (-5, DataType.INT8, {}),
-        (300, DataType.INT16, {}),
-        (70_000, DataType.INT32, {}),
+        (np.int8(-5), DataType.INT8, {}),
+        (np.int16(300), DataType.INT16, {}),
+        (np.int32(70_000), DataType.INT32, {}),
         (2**40, DataType.INT64, {}),
         (0.5, DataType.FLOAT, {}),
         (0.1, DataType.DOUBLE, {}),
@@ -323,7 +323,7 @@ def test_dynamic_keys_come_and_go_as_columns(wire, client, name):
     rows = client.query(name, "id > 0", output_fields=["*"])
     assert rows[0]["color"] == "red" and rows[0]["deep"] == {"a": [1, 2]}
     assert "color" not in rows[1] and "$meta" not in rows[1]
-    assert client.query(name, 'color == "red"', output_fields=["color"]) == [{"id": 1, "color": "red"}]
+    assert list(client.query(name, 'color == "red"', output_fields=["color"])) == [{"id": 1, "color": "red"}]
     answer = raw_query(wire, name, "id == 1", ["color"])
     meta = by_name(answer)["$meta"]
     assert meta.is_dynamic and meta.type == DataType.JSON
@@ -346,7 +346,7 @@ def test_dynamic_columns_of_clients_that_leave_the_name_empty(wire, client, name
             meta,
         )
     )
-    assert client.query(name, "k == 1", output_fields=["k"]) == [{"id": 1, "k": 1}]
+    assert list(client.query(name, "k == 1", output_fields=["k"])) == [{"id": 1, "k": 1}]
 
 
 @pytest.mark.parametrize("json", [b"[1]", b"1", b"null", b"{", b'{"v":1}', b'{"$meta":1}', b"\xff"])

@@ -276,8 +276,16 @@ def test_rrf_and_weighted_as_functions(client, world, queries):
         world, legs, rank_function(reranker="weighted", weights=[0.4, 0.6], norm_score=True), limit=10
     )[0]
     check(hits, oracle.weighted(lists, (0.4, 0.6), ["COSINE", "IP"]))
-    score = FunctionScore(functions=[rank_function(reranker="rrf", k=10)])
-    check(client.hybrid_search(world, legs, score, limit=10)[0], oracle.rrf(lists, 10))
+
+
+def test_a_function_ranks_a_plain_search_as_well(client, world, queries):
+    alone = single(client, world, queries, "a")[0]
+    for ranker in (
+        rank_function(reranker="rrf", k=10),
+        FunctionScore(functions=[rank_function(reranker="rrf", k=10)]),
+    ):
+        hits = client.search(world, queries["a"][:1], anns_field="a", limit=30, ranker=ranker)[0]
+        check(hits, oracle.rrf([alone], 10))
 
 
 def test_rankers_that_are_not_there_are_refused_by_name(client, world, queries):

@@ -46,9 +46,9 @@ def test_the_largest_array(client, name):
 
 def test_json_has_a_bound(client, name):
     simple(client, name, extra=[("j", DataType.JSON)], dynamic=True)
-    client.insert(name, [{"id": 1, "j": "x" * 60_000, "v": [0] * 4}])
+    client.insert(name, [{"id": 1, "j": f'"{"x" * 60_000}"', "v": [0] * 4}])
     with refused(1100):
-        client.insert(name, [{"id": 2, "j": "x" * 70_000, "v": [0] * 4}])
+        client.insert(name, [{"id": 2, "j": f'"{"x" * 70_000}"', "v": [0] * 4}])
     with refused(1100):
         client.insert(name, [{"id": 2, "j": 1, "more": "x" * 70_000, "v": [0] * 4}])
 

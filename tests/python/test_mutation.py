@@ -146,7 +146,7 @@ def test_upsert_replaces_a_row_as_a_whole(client, name, flushed):
     answer = client.upsert(name, [{"id": 1, "v": [2] * 4}, {"id": 2, "n": 2, "v": [3] * 4}])
     assert answer["upsert_count"] == 2 and list(answer["ids"]) == [1, 2]
     rows = client.query(name, "id > 0", output_fields=["n", "d", "v"])
-    assert rows == [{"id": 1, "n": None, "d": 5, "v": [2] * 4}, {"id": 2, "n": 2, "d": 5, "v": [3] * 4}]
+    assert list(rows) == [{"id": 1, "n": None, "d": 5, "v": [2] * 4}, {"id": 2, "n": 2, "d": 5, "v": [3] * 4}]
 
 
 def test_partial_update_changes_only_what_is_given(client, name):
@@ -179,7 +179,7 @@ def test_upsert_of_a_made_key_makes_a_new_one(client, name):
     old = client.insert(name, [{"v": [1] * 4}])["ids"][0]
     new = client.upsert(name, [{"id": old, "v": [2] * 4}])["ids"][0]
     rows = client.query(name, filter="", limit=5, output_fields=["v"])
-    assert rows == [{"id": new, "v": [2] * 4}] and new != old
+    assert list(rows) == [{"id": new, "v": [2] * 4}] and new != old
 
 
 @pytest.mark.parametrize("flushed", [False, True])

@@ -37,7 +37,7 @@ def test_get_returns_rows_by_key(client, rows):
 
 def test_the_key_is_always_there_and_star_is_all(client, wire, rows):
     assert client.query(rows, "id == 1", output_fields=["n"]) == [{"id": 1, "n": 99}]
-    assert client.query(rows, "id == 1") == [{"id": 1, "n": 99, "v": [1, 0, 0, 0]}]
+    assert list(client.query(rows, "id == 1")) == [{"id": 1, "n": 99, "v": [1, 0, 0, 0]}]
     answer = ok(wire.Query(pb.QueryRequest(collection_name=rows, expr="id == 1")))
     assert [f.field_name for f in answer.fields_data] == ["id"]
     assert answer.primary_field_name == "id" and answer.session_ts > 0

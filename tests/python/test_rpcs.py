@@ -210,11 +210,18 @@ def test_a_column_can_be_added(client, name):
 
 def test_properties_can_be_changed(client, name):
     simple(client, name)
-    client.alter_collection_properties(name, {"collection.ttl.seconds": 3600, "my.own": "x"})
+    client.alter_collection_properties(name, {"mmap.enabled": True, "my.own": "x"})
     properties = client.describe_collection(name)["properties"]
-    assert properties["collection.ttl.seconds"] == "3600" and properties["my.own"] == "x"
+    assert properties["mmap.enabled"].lower() == "true" and properties["my.own"] == "x"
     client.drop_collection_properties(name, ["my.own"])
     assert "my.own" not in client.describe_collection(name)["properties"]
+
+
+def test_a_property_that_would_have_no_effect_is_refused(client, name):
+    simple(client, name)
+    with refused(10, "collection.ttl.seconds"):
+        client.alter_collection_properties(name, {"collection.ttl.seconds": 3600})
+    assert "collection.ttl.seconds" not in client.describe_collection(name)["properties"]
 
 
 def test_a_varchar_bound_can_grow(client, name):

@@ -63,7 +63,7 @@ def test_offset_and_limit_together_have_a_bound(wire, line):
 
 
 def test_round_decimal(wire, client, line):
-    hits = client.search(line, [[0.126, 0, 0, 0]], limit=2, search_params={"round_decimal": 2})[0]
+    hits = client.search(line, [[0.126, 0, 0, 0]], limit=2, round_decimal=2)[0]
     np.testing.assert_allclose(distances(hits), [0.02, 0.76], atol=1e-6)
     assert_status(
         wire.Search(search_request(line, [[0] * 4], params={"round_decimal": 7})).status,

@@ -205,7 +205,7 @@ async fn define_a_bit_of_everything(client: &mut Client) {
         collection_name: other.name.clone(),
         schema: other.encode_to_vec().into(),
         consistency_level: ConsistencyLevel::Eventually.into(),
-        properties: vec![pair("collection.ttl.seconds", "3600")],
+        properties: vec![pair("some.property", "kept")],
         ..CreateCollectionRequest::default()
     };
     wire::check(Some(client.create_collection(request).await.unwrap().get_ref())).unwrap();
