@@ -158,7 +158,7 @@ impl Apply for Memory {
 
     fn admit(&self, record: &Record) -> Result<(), Error> {
         match &record.change {
-            Change::Delete { keys: Keys::Int(keys), .. } if keys[0] == 404 => {
+            Change::Delete { keys: Keys::Int(keys), .. } if keys[0] == -404 => {
                 Err(Error::PartitionNotFound("404".into()))
             }
             Change::Delete { .. } | Change::Insert(_) => Ok(()),
@@ -334,9 +334,9 @@ async fn after_a_failed_sync_nothing_is_acknowledged_any_more() {
 async fn what_is_refused_is_not_logged() {
     let (disk, memory) = (Disk::default(), Memory::default());
     let log = start(&disk, &memory);
-    for key in [1, 404, 2] {
+    for key in [1, -404, 2] {
         let refused = write(&log, key).await;
-        assert_eq!(matches!(refused, Err(Error::PartitionNotFound(_))), key == 404);
+        assert_eq!(matches!(refused, Err(Error::PartitionNotFound(_))), key == -404);
     }
     log.stop();
     assert_eq!(read(&disk, 1).unwrap().0, vec![1, 2]);
