@@ -15,6 +15,10 @@ use super::value::{Const, ConstList, Native, Num, native_f32, native_f64, native
 use super::{FilterError, Templates, fold};
 use crate::schema::Schema;
 
+/// Longest pattern with `_`, which may cost a step for each pair of a character of the text and one
+/// of the pattern. Patterns with `%` alone are found in one pass.
+const MAX_WILD_BYTES: usize = 1_024;
+
 /// Largest compiled regular expression.
 const REGEX_BYTES: usize = 1 << 20;
 
@@ -355,6 +359,12 @@ impl Binder<'_> {
         let Const::Text(text) = self.constant(pattern, "the pattern of `like`")? else {
             return Err(fail(pattern.span, "the pattern of `like` must be a string"));
         };
+        if text.len() > MAX_WILD_BYTES && text.contains('_') {
+            return Err(fail(
+                pattern.span,
+                format!("a pattern of `like` with `_` has at most {MAX_WILD_BYTES} bytes"),
+            ));
+        }
         let pattern = Pattern::new(&text);
         match (kind, &operand.source) {
             (Kind::Text, Source::Column(field)) => {

@@ -329,34 +329,31 @@ impl<'a> Chunk<'a> {
 
     /// Rows where there is no value, or, `negated`, where there is one.
     fn null(&self, source: &Source, negated: bool, wanted: &[u64]) -> Vec<u64> {
-        match source {
-            Source::Column(field)
-            | Source::Length(field)
-            | Source::Json { field, root: true, .. } => {
-                let column = &self.columns[*field];
-                let present = valid(column, wanted.to_vec());
-                if negated {
-                    present
-                } else {
-                    wanted.iter().zip(&present).map(|(wanted, present)| wanted & !present).collect()
-                }
+        let present = match source {
+            Source::Column(field) | Source::Length(field) => {
+                valid(&self.columns[*field], wanted.to_vec())
             }
+            // A whole document needs no parsing to tell.
+            Source::Json { field, root: true, .. } => match &self.columns[*field] {
+                column @ Column::Bytes(array) => {
+                    valid(column, each(wanted, |row| array.value(row).trim_ascii() != b"null"))
+                }
+                _ => none(wanted),
+            },
             Source::Json { field, slot, .. } => {
                 let table = self.table(*field, wanted);
                 let slots = self.paths[*field].1;
-                each(wanted, |row| {
-                    matches!(table.found[row * slots + slot], Found::Missing) != negated
-                })
+                each(wanted, |row| !matches!(table.found[row * slots + slot], Found::Missing))
             }
             Source::Element { .. } | Source::JsonLength { .. } => {
                 let operand = Operand { source: source.clone(), arithmetic: Vec::new() };
-                let present = self.each_value(&operand, wanted, |_| true);
-                if negated {
-                    present
-                } else {
-                    wanted.iter().zip(&present).map(|(wanted, present)| wanted & !present).collect()
-                }
+                self.each_value(&operand, wanted, |_| true)
             }
+        };
+        if negated {
+            present
+        } else {
+            wanted.iter().zip(&present).map(|(wanted, present)| wanted & !present).collect()
         }
     }
 
@@ -526,9 +523,8 @@ impl ArrayCheck {
 fn compare<T: Copy + PartialOrd>(values: &[T], op: Cmp, constant: T) -> Vec<u64> {
     match op {
         Cmp::Equal => pack(values, |value| value == constant),
-        Cmp::NotEqual => pack(values, |value| {
-            value.partial_cmp(&constant).is_some_and(std::cmp::Ordering::is_ne)
-        }),
+        // Not `!=`, which holds of what is not a number.
+        Cmp::NotEqual => pack(values, |value| (value < constant) | (value > constant)),
         Cmp::Less => pack(values, |value| value < constant),
         Cmp::LessEqual => pack(values, |value| value <= constant),
         Cmp::Greater => pack(values, |value| value > constant),

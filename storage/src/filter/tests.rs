@@ -270,6 +270,7 @@ fn the_forms_of_the_contract_choose_their_rows() {
         ("id == 6 and not (int > 1000)", &[]),
         ("tags is null", &[6]),
         ("doc IS NULL", &[6]),
+        ("doc is not null", &[0, 1, 2, 3, 4, 5]),
         ("id is null", &[]),
         // Booleans.
         ("flag", &[0, 2, 4]),
@@ -539,6 +540,13 @@ fn bounds_on_the_key_are_seen_through_conjunctions() {
     );
     assert_eq!(values("text in ['a','b'] or int > 3", "text"), None);
     assert_eq!(values("int > 3", "text"), None);
+}
+
+#[test]
+fn patterns_that_could_cost_too_much_are_refused() {
+    let long = "a_".repeat(600);
+    assert!(error(&format!("text like '%{long}b'")).contains("1024 bytes"));
+    assert!(matching(&format!("text like '%{}'", long.replace('_', "b"))).is_empty());
 }
 
 #[test]

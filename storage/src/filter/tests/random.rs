@@ -167,7 +167,7 @@ fn condition() -> BoxedStrategy<String> {
         1 => (equality.clone(), list(ints())).prop_map(|(op, b)| format!("ints {op} {b}")),
         1 => (any_of(&["id", "tiny", "int", "single", "double"]), ops.clone(), any_of(&["id", "single", "double"]))
             .prop_map(|(a, op, b)| format!("{a} {op} {b}")),
-        2 => (any_of(&["tiny", "text", "flag", "ints", "ints[2]", "doc[\"a\"]", "n", "a[0]"]), any_of(&["is null", "IS NOT NULL"]))
+        2 => (any_of(&["tiny", "text", "flag", "ints", "ints[2]", "doc", "doc[\"a\"]", "n", "a[0]"]), any_of(&["is null", "IS NOT NULL"]))
             .prop_map(|(a, b)| format!("{a} {b}")),
         1 => (any_of(&["doc[\"a\"]", "n", "a[0]", "$meta[\"a\"][\"b\"]"])).prop_map(|a| format!("exists {a}")),
         2 => (contains.clone(), any_of(&["doc", "doc[\"a\"]", "a", "b"]), prop_oneof![literal(), any_of(&["true"]).boxed(), list(literal()).boxed()])
@@ -197,7 +197,7 @@ fn filter() -> BoxedStrategy<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3_000))]
+    #![proptest_config(ProptestConfig::with_cases(1_500))]
     #[test]
     fn fast_filter_agrees_with_slow_filter(rows in proptest::collection::vec(row(), 1..12), filter in filter()) {
         let templates = templates();
