@@ -194,7 +194,7 @@ impl Worker {
         }
         // The next batch begins with another call, so that a small one (or one of another model)
         // does not wait for all of a large one.
-        if lane.len() > 1 {
+        if lane.front().is_some_and(|call| !call.encoded.is_empty()) {
             lane.rotate_left(1);
         }
     }
