@@ -1,12 +1,16 @@
 //! Chance that can be repeated.
 
-/// A small seeded generator (SplitMix64; Steele, Lea & Flood, 2014).
-pub struct Random(u64);
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+
+/// A seeded generator.
+pub struct Random(SmallRng);
 
 impl Random {
     /// The generator for this seed.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SmallRng::seed_from_u64(seed))
     }
 
     /// The seed in `ELANUS_SEED`, or `default`. Printed, so that a failing run tells it.
@@ -21,16 +25,12 @@ impl Random {
 
     /// Any 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.random()
     }
 
     /// A number in `0..bound`; `bound` is not zero.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.bits() % bound as u64) as usize
+        self.0.random_range(0..bound)
     }
 
     /// True `percent` times in a hundred.
@@ -40,13 +40,6 @@ impl Random {
 
     /// `count` different members of `items`, or all of them if there are fewer.
     pub fn pick<T: Copy>(&mut self, items: &[T], count: usize) -> Vec<T> {
-        let mut items = items.to_vec();
-        let count = count.min(items.len());
-        for i in 0..count {
-            let j = i + self.below(items.len() - i);
-            items.swap(i, j);
-        }
-        items.truncate(count);
-        items
+        items.sample(&mut self.0, count).copied().collect()
     }
 }
