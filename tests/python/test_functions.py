@@ -1,12 +1,27 @@
 """Text in, vectors out: the tiny BGE-M3 against what its reference implementation says (contract §8)."""
 
+import json
+
 import numpy as np
 import pytest
-from pymilvus import AnnSearchRequest, DataType, Function, FunctionType, RRFRanker
+from pymilvus import AnnSearchRequest, DataType, Function, FunctionType, MilvusException, RRFRanker
 from pymilvus.client.prepare import Prepare
 
 import oracle
-from helpers import KEY, assert_status, column, create, ids, indexes, pb, refused, schema, schema_pb, vector
+from helpers import (
+    GOLDEN,
+    KEY,
+    assert_status,
+    column,
+    create,
+    ids,
+    indexes,
+    pb,
+    refused,
+    schema,
+    schema_pb,
+    vector,
+)
 
 DENSE = Function(
     "dense_of_text", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params={"provider": "bge-m3", "dim": 64}
@@ -268,22 +283,67 @@ def test_an_empty_text_is_refused_and_nothing_is_written(client, name):
         client.search(name, [""], anns_field="dense", limit=5)
 
 
-def test_the_tiny_model_ranks_by_meaning_of_the_reranker_or_says_it_cannot(client, library, sentences):
-    ranker = Function(
-        "rank",
-        FunctionType.RERANK,
-        ["text"],
-        params={
-            "reranker": "model",
-            "provider": "local",
-            "model_name": "tiny-reranker",
-            "queries": [sentences[0]],
-        },
-    )
-    try:
-        hits = client.search(library, [sentences[0]], anns_field="dense", limit=5, ranker=ranker)[0]
-    except Exception as refusal:
-        assert getattr(refusal, "code", None) in (10, 1100), refusal
-        return
-    scores = [h.distance for h in hits]
-    assert scores == sorted(scores, reverse=True)
+# ---- re-ranking by a model (7.4)
+
+
+@pytest.fixture(scope="module")
+def passages(client):
+    """What the reference re-ranker was asked about, but for the empty passage."""
+    reference = json.loads((GOLDEN / "tiny-reranker.golden.json").read_text())
+    run = next(run for run in reference["runs"] if run["max_length"] == 512)
+    scored = zip(reference["pairs"], run["scores_normalized"], strict=True)
+    query = reference["pairs"][0][0]
+    scores = {passage: score for (asked, passage), score in scored if asked == query and passage}
+    create(client, "passages", schema(KEY, FIELDS[1], vector(2)), ("v", "FLAT", "L2"))
+    client.insert("passages", [{"id": i, "text": text, "v": [i, 0]} for i, text in enumerate(scores)])
+    yield query, list(scores.values())
+    client.drop_collection("passages")
+
+
+def reranker(*queries, inputs=("text",), **params):
+    given = {
+        "reranker": "model",
+        "provider": "local",
+        "model_name": "tiny-reranker",
+        "queries": list(queries),
+    }
+    return Function("rank", FunctionType.RERANK, list(inputs), params={**given, **params})
+
+
+def test_a_model_ranks_hits_as_the_reference_does(client, passages):
+    query, scores = passages
+    hits = client.search("passages", [[0, 0]], limit=10, ranker=reranker(query), output_fields=["text"])[0]
+    assert len(hits) == len(scores) > 2
+    order = np.argsort(scores)[::-1]
+    assert ids(hits) == order.tolist()
+    np.testing.assert_allclose([h.distance for h in hits], np.array(scores)[order], atol=TOLERANCE)
+
+
+def test_a_model_needs_one_query_for_each_query_and_one_text_field(client, passages):
+    query, _ = passages
+    for ranker in (
+        reranker(),
+        reranker(query, query),
+        reranker(query, inputs=["id"]),
+        reranker(query, inputs=[]),
+        reranker(query, provider="nobody"),
+    ):
+        with refused(1100):
+            client.search("passages", [[0, 0]], limit=10, ranker=ranker)
+    with pytest.raises(MilvusException, match="nobody/no-model"):
+        client.search("passages", [[0, 0]], limit=10, ranker=reranker(query, model_name="nobody/no-model"))
+
+
+def test_two_legs_with_the_same_text_share_one_run_of_the_model(client, node, library, sentences):
+    def tokens():
+        lines = node.page("/metrics")[1].splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("elanus_model_tokens{"))
+
+    text = sentences[6]
+    before = tokens()
+    client.search(library, [text], anns_field="dense", limit=3)
+    one = tokens() - before
+    assert one > 0
+    legs = [AnnSearchRequest([text], field, {}, 10) for field in ("dense", "sparse")]
+    client.hybrid_search(library, legs, RRFRanker(), limit=3)
+    assert tokens() - before == 2 * one

@@ -293,20 +293,88 @@ def test_rankers_that_are_not_there_are_refused_by_name(client, world, queries):
         client.hybrid_search(world, [leg(queries, "a")], rank_function(reranker="magic"), limit=5)
 
 
+def decay(function, **params):
+    return rank_function(
+        inputs=["g"],
+        reranker="decay",
+        function=function,
+        **{"origin": 0, "scale": 2, "offset": 1, "decay": 0.3, **params},
+    )
+
+
 @pytest.mark.parametrize("function", ["gauss", "exp", "linear"])
-def test_decay_is_done_right_or_refused(client, world, queries, function):
-    ranker = rank_function(
-        inputs=["g"], reranker="decay", function=function, origin=0, scale=2, offset=1, decay=0.5
-    )
-    try:
-        hits = client.search(
-            world, queries["a"][:1], anns_field="a", limit=N, ranker=ranker, output_fields=["g"]
-        )[0]
-    except Exception as refusal:
-        assert getattr(refusal, "code", None) in (10, 1100), refusal
-        return
+def test_decay(client, world, queries, function):
+    """`g` is the key modulo 5; scores fade with its distance from 0."""
+    hits = client.search(world, queries["a"][:1], anns_field="a", limit=N, ranker=decay(function))[0]
     plain = dict(single(client, world, queries, "a", limit=N)[0])
-    expected = {key: score * oracle.decay(function, key % 5, 0, 2, 1) for key, score in plain.items()}
-    np.testing.assert_allclose(
-        [h.distance for h in hits], [s for _, s in oracle.order(expected)], rtol=1e-4, atol=1e-5
-    )
+    expected = {key: score * oracle.decay(function, key % 5, 0, 2, 1, 0.3) for key, score in plain.items()}
+    scores = [h.distance for h in hits]
+    np.testing.assert_allclose(scores, [s for _, s in oracle.order(expected)], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores, [expected[h.id] for h in hits], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode, merge", [("max", max), ("sum", sum), ("avg", lambda x: sum(x) / len(x))])
+def test_decay_merges_the_legs(client, world, queries, mode, merge):
+    """Distances become 1 - 2·atan(d)/π first."""
+    ranker = decay("gauss", score_mode=mode)
+    hits = client.hybrid_search(world, [leg(queries, "a"), leg(queries, "c")], ranker, limit=40)[0]
+    near = dict(single(client, world, queries, "a")[0])
+    far = {key: 1 - 2 * np.arctan(d) / np.pi for key, d in single(client, world, queries, "c")[0]}
+    merged = {k: merge([part[k] for part in (near, far) if k in part]) for k in near.keys() | far.keys()}
+    expected = {key: score * oracle.decay("gauss", key % 5, 0, 2, 1, 0.3) for key, score in merged.items()}
+    ordered = oracle.order(expected)[: len(hits)]
+    np.testing.assert_allclose([h.distance for h in hits], [s for _, s in ordered], rtol=1e-4, atol=1e-6)
+
+
+BAD_DECAYS = [
+    {"function": "magic"},
+    {"scale": 0},
+    {"scale": "wide"},
+    {"decay": 1},
+    {"decay": 0},
+    {"offset": -1},
+    {"origin": "here"},
+    {"score_mode": "median"},
+]
+
+
+@pytest.mark.parametrize("params", BAD_DECAYS, ids=str)
+def test_decays_that_are_refused(client, world, queries, params):
+    with refused(1100):
+        client.search(
+            world, queries["a"][:1], anns_field="a", ranker=decay(**{"function": "gauss", **params})
+        )
+
+
+def test_decay_needs_one_number(client, world, queries):
+    for inputs in ([], ["t"], ["g", "id"], ["nothing"]):
+        ranker = rank_function(inputs=inputs, reranker="decay", function="exp", origin=0, scale=1)
+        with refused(1100):
+            client.search(world, queries["a"][:1], anns_field="a", ranker=ranker)
+
+
+def test_boosts_lift_the_rows_that_match(client, world, queries):
+    boost = rank_function(reranker="boost", weight=3, filter="g == 2")
+    hits = client.search(world, queries["a"][:1], anns_field="a", limit=N, ranker=boost)[0]
+    plain = dict(single(client, world, queries, "a", limit=N)[0])
+    expected = {key: score * 3 if key % 5 == 2 else score for key, score in plain.items()}
+    scores = [h.distance for h in hits]
+    np.testing.assert_allclose(scores, [expected[h.id] for h in hits], rtol=1e-6)
+    assert scores == sorted(scores, reverse=True)
+    added = FunctionScore(functions=[boost], params={"boost_mode": "sum"})
+    hits = client.search(world, queries["a"][:1], anns_field="a", limit=N, ranker=added)[0]
+    expected = {key: score + 3 if key % 5 == 2 else score for key, score in plain.items()}
+    np.testing.assert_allclose([h.distance for h in hits], [expected[h.id] for h in hits], rtol=1e-6)
+
+
+def test_a_boost_needs_a_weight_and_a_filter_that_is_one(client, world, queries):
+    for params in (
+        {},
+        {"weight": "heavy"},
+        {"weight": 2, "filter": "g =="},
+        {"weight": 2, "filter": "nothing == 1"},
+    ):
+        with refused(1100):
+            client.search(
+                world, queries["a"][:1], anns_field="a", ranker=rank_function(reranker="boost", **params)
+            )

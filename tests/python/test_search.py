@@ -126,6 +126,7 @@ def test_an_output_field_that_is_not_there(client, name):
 def test_ties_go_by_key(client, name):
     simple(client, name)
     client.insert(name, [{"id": i, "v": [1, 0, 0, 0]} for i in (5, 3, 9, 1, 7)])
+    assert ids(client.search(name, [[0] * 4], limit=2)[0]) == [1, 3]
     client.flush(name)
     client.insert(name, [{"id": i, "v": [1, 0, 0, 0]} for i in (4, 2, 8)])
     assert ids(client.search(name, [[0] * 4], limit=6)[0]) == [1, 2, 3, 4, 5, 7]
