@@ -237,3 +237,128 @@ fn floats(row: &[u8]) -> impl Iterator<Item = f32> {
 fn converted(values: &[Bytes], convert: impl Fn(f32) -> [u8; 2]) -> Vec<Bytes> {
     values.iter().map(|row| floats(row).flat_map(&convert).collect::<Vec<u8>>().into()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use elanus_proto::common::PlaceholderValue;
+    use elanus_proto::schema::LongArray;
+
+    use super::*;
+    use crate::convert::fields::tests::field;
+
+    fn group(kind: PlaceholderType, values: &[&[u8]]) -> Bytes {
+        let values = values.iter().map(|value| Bytes::copy_from_slice(value)).collect();
+        let placeholder = PlaceholderValue {
+            tag: "$0".into(),
+            r#type: kind.into(),
+            values,
+            ..Default::default()
+        };
+        PlaceholderGroup { placeholders: vec![placeholder] }.encode_to_vec().into()
+    }
+
+    fn floats_of(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn reason(group: Bytes, data_type: DataType) -> String {
+        parse(group, &field("v", data_type)).unwrap_err().reason().to_owned()
+    }
+
+    #[test]
+    fn vectors_of_the_fields_own_type_stay_slices_of_the_request() {
+        let row = floats_of(&[1.0, -2.0]);
+        let request = group(PlaceholderType::FloatVector, &[&row, &row]);
+        let parsed = parse(request.clone(), &field("v", DataType::FloatVector { dim: 2 })).unwrap();
+        let Placeholder::Rows(QueryRows::Dense(rows)) = parsed else { panic!("{parsed:?}") };
+        assert_eq!(rows, [row.clone(), row]);
+        let buffer = request.as_ptr_range();
+        assert!(rows.iter().all(|row| buffer.contains(&row.as_ptr())), "nothing was copied");
+    }
+
+    #[test]
+    fn single_precision_queries_fit_fields_of_half_precision() {
+        let row = floats_of(&[1.0, -2.5]);
+        let request = || group(PlaceholderType::FloatVector, &[&row]);
+        let half = parse(request(), &field("v", DataType::Float16Vector { dim: 2 })).unwrap();
+        let expected: Vec<u8> =
+            [1.0, -2.5].into_iter().flat_map(|v| f16::from_f32(v).to_le_bytes()).collect();
+        assert_eq!(half, Placeholder::Rows(QueryRows::Dense(vec![expected.into()])));
+        let brain = parse(request(), &field("v", DataType::BFloat16Vector { dim: 2 })).unwrap();
+        let expected: Vec<u8> =
+            [1.0, -2.5].into_iter().flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect();
+        assert_eq!(brain, Placeholder::Rows(QueryRows::Dense(vec![expected.into()])));
+    }
+
+    #[test]
+    fn sparse_queries_are_brought_in_order() {
+        let entry = |index: u32, value: f32| [index.to_le_bytes(), value.to_le_bytes()].concat();
+        let request = group(
+            PlaceholderType::SparseFloatVector,
+            &[&[entry(9, 1.0), entry(2, 0.5)].concat(), &[]],
+        );
+        let parsed = parse(request, &field("v", DataType::SparseFloatVector)).unwrap();
+        let sorted = [entry(2, 0.5), entry(9, 1.0)].concat();
+        assert_eq!(parsed, Placeholder::Rows(QueryRows::Sparse(vec![sorted.into(), Bytes::new()])));
+        let twice = [entry(2, 0.5), entry(2, 1.0)].concat();
+        assert!(
+            reason(
+                group(PlaceholderType::SparseFloatVector, &[&twice]),
+                DataType::SparseFloatVector
+            )
+            .contains("sparse query vector 0")
+        );
+    }
+
+    #[test]
+    fn queries_that_do_not_fit_are_refused_with_milvus_texts() {
+        let short = floats_of(&[1.0]);
+        let width = reason(
+            group(PlaceholderType::FloatVector, &[&short]),
+            DataType::FloatVector { dim: 2 },
+        );
+        assert!(
+            width.contains("vector dimension mismatch, expected vector size(byte) 8, actual 4"),
+            "{width}"
+        );
+        let kind =
+            reason(group(PlaceholderType::BinaryVector, &[&[1]]), DataType::FloatVector { dim: 2 });
+        assert!(kind.contains("vector type must be the same, field v - type FloatVector, search info type BinaryVector"), "{kind}");
+        let nan = floats_of(&[1.0, f32::NAN]);
+        assert!(
+            reason(group(PlaceholderType::FloatVector, &[&nan]), DataType::FloatVector { dim: 2 })
+                .contains("is not a number")
+        );
+        assert!(
+            reason(Bytes::from_static(b"\xff\xff"), DataType::SparseFloatVector)
+                .contains("cannot be decoded")
+        );
+        assert!(
+            reason(Bytes::new(), DataType::SparseFloatVector).contains("exactly one placeholder")
+        );
+    }
+
+    #[test]
+    fn texts_search_the_outputs_of_functions_only() {
+        let request = || group(PlaceholderType::VarChar, &["kite".as_bytes(), b""]);
+        assert!(
+            reason(request(), DataType::FloatVector { dim: 2 })
+                .contains("vector type must be the same, field v")
+        );
+        let made = Field { function_output: true, ..field("v", DataType::FloatVector { dim: 2 }) };
+        assert_eq!(
+            parse(request(), &made).unwrap(),
+            Placeholder::Texts(vec!["kite".into(), String::new()])
+        );
+        let bytes = parse(group(PlaceholderType::VarChar, &[b"\xff"]), &made).unwrap_err();
+        assert!(bytes.reason().contains("query text 0 is not UTF-8"), "{bytes}");
+    }
+
+    #[test]
+    fn keys_are_of_the_primary_keys_type() {
+        let ids = || IDs { id_field: Some(i_ds::IdField::IntId(LongArray { data: vec![3, 1] })) };
+        assert_eq!(keys(ids(), &field("id", DataType::Int64)).unwrap(), Keys::Int(vec![3, 1]));
+        assert!(keys(ids(), &field("id", DataType::VarChar { max_length: 5 })).is_err());
+        assert!(keys(IDs::default(), &field("id", DataType::Int64)).is_err());
+    }
+}

@@ -15,16 +15,17 @@ use elanus_proto::milvus::{
     GetFlushAllStateResponse, GetFlushStateRequest, GetFlushStateResponse, InsertRequest,
     MutationResult, UpsertRequest,
 };
-use elanus_proto::schema::{FieldData, LongArray};
+use elanus_proto::schema::LongArray;
 use elanus_storage::schema::{DataType, Schema};
-use elanus_storage::{Collection, CollectionInfo, Keys, ReadView, Scope, Ts};
+use elanus_storage::{Collection, CollectionInfo, Engine, Keys, ReadView, Scope, Ts};
 
 use crate::convert::fields::{self, Accept, Columns};
 use crate::convert::parse_bool;
 use crate::node::{Context, DEFAULT_PARTITION, Node, refuse_manual_partitions};
 use crate::plan::filter::Filter;
+use crate::plan::function::Fill;
+use crate::plan::partial;
 use crate::plan::route::ByKey;
-use crate::plan::{function, partial};
 use crate::status::Failure;
 
 /// The collection property that lets a client give keys which the node would generate.
@@ -48,8 +49,15 @@ impl Node {
         let target = Target::of(&info, &request.partition_name)?;
         let auto_key = info.property(ALLOW_INSERT_AUTO_ID).and_then(parse_bool).unwrap_or(false);
         let accept = Accept { auto_key, partial: false };
-        let columns = self.decode(&info, request.fields_data, request.num_rows, accept).await?;
-        let stored = self.store(&info, &collection, target, columns).await?;
+        let rows = Rows::new(self, &info, target);
+        let limits = self.limits.clone();
+        let (data, num_rows) = (request.fields_data, request.num_rows as usize);
+        let prepare = move || {
+            let columns = Columns::decode(&rows.schema, data, num_rows, accept, &limits)?;
+            rows.prepare(columns)
+        };
+        let prepared = self.engine.pools().search(prepare).await??;
+        let stored = self.store(&collection, prepared).await?;
         Ok(MutationResult { insert_cnt: count(request.num_rows), ..written(&stored) })
     }
 
@@ -68,38 +76,38 @@ impl Node {
                 "field_ops are for partial updates only, set partial_update",
             ));
         }
-        let key = key_position(&info.schema);
-        let primary = &info.schema.fields[key].name;
-        if !request.fields_data.iter().any(|column| column.field_name == *primary) {
+        let primary = info.schema.primary();
+        if !request.fields_data.iter().any(|column| column.field_name == primary.name) {
             return Err(Failure::invalid(format!(
-                "must assign pk when upsert, primary field: {primary}"
+                "must assign pk when upsert, primary field: {}",
+                primary.name
             )));
         }
-        let accept = Accept { auto_key: true, partial };
-        let mut columns = self.decode(&info, request.fields_data, request.num_rows, accept).await?;
-        let given =
-            columns.get(key).cloned().ok_or_else(|| Failure::internal("an upsert without keys"))?;
+        if partial {
+            self.require_loaded(&info)?;
+        }
         // A partial update reads what it writes; two of them on one row must not interleave.
         let _reading = match partial {
             true => Some(self.plan.partial_updates.lock(info.id).await),
             false => None,
         };
-        if partial {
-            self.require_loaded(&info)?;
-            let view = collection.view();
-            let schema = Arc::clone(&info.schema);
-            let ops = partial::Ops::parse(&request.field_ops, &schema)?;
-            columns = self
-                .engine
-                .pools()
-                .search(move || partial::complete(&view, &schema, columns, &ops))
-                .await??;
-        }
-        let replaced = info.schema.fields[key].auto_id.then(|| fields::keys(&given)).transpose()?;
-        if replaced.is_some() {
-            columns.set(key, self.generate_keys(&info.schema, columns.rows())?);
-        }
-        let stored = self.store(&info, &collection, target, columns).await?;
+        let ops = partial::Ops::parse(&request.field_ops, &info.schema)?;
+        let moved = primary.auto_id;
+        let rows = Rows::new(self, &info, target);
+        let limits = self.limits.clone();
+        let (data, num_rows) = (request.fields_data, request.num_rows as usize);
+        let view = collection.view();
+        let prepare = move || {
+            let accept = Accept { auto_key: true, partial };
+            let mut columns = Columns::decode(&rows.schema, data, num_rows, accept, &limits)?;
+            if partial {
+                columns = partial::complete(&view, &rows.schema, columns, &ops)?;
+            }
+            let replaced = if moved { Some(rows.renew_keys(&mut columns)?) } else { None };
+            Ok::<_, Failure>((rows.prepare(columns)?, replaced))
+        };
+        let (prepared, replaced) = self.engine.pools().search(prepare).await??;
+        let stored = self.store(&collection, prepared).await?;
         if let Some(keys) = replaced {
             // Generated keys are never reused: the row moves to a new one. Written before the old
             // one goes, so that a crash in between loses nothing.
@@ -261,50 +269,90 @@ impl Node {
         })
     }
 
-    /// Converts and checks the columns of a request, off the network threads.
-    async fn decode(
-        &self,
-        info: &CollectionInfo,
-        data: Vec<FieldData>,
-        rows: u32,
-        accept: Accept,
-    ) -> Result<Columns, Failure> {
-        let schema = Arc::clone(&info.schema);
-        let limits = self.limits.clone();
-        self.engine
-            .pools()
-            .search(move || Columns::decode(&schema, data, rows as usize, accept, &limits))
-            .await?
+    /// Runs the functions that are left to run and writes the rows.
+    async fn store(&self, collection: &Collection, prepared: Prepared) -> Result<Stored, Failure> {
+        let ready = match prepared {
+            Prepared::Ready(ready) => ready,
+            Prepared::Waiting { fill, rows, mut columns } => {
+                let filled = fill.run(&self.models).await?;
+                let finish = move || {
+                    filled.apply(&rows.schema, &mut columns)?;
+                    rows.finish(columns)
+                };
+                self.engine.pools().search(finish).await??
+            }
+        };
+        let written = collection.insert_all(ready.parts).await?;
+        Ok(Stored { keys: ready.keys, ts: written.ts })
+    }
+}
+
+/// What the rows of one request need on their way to storage.
+struct Rows {
+    schema: Arc<Schema>,
+    engine: Engine,
+    target: Target,
+}
+
+/// Rows that may go to storage.
+struct Ready {
+    keys: ArrayRef,
+    parts: Vec<(i64, RecordBatch)>,
+}
+
+/// Rows that are decoded.
+enum Prepared {
+    Ready(Ready),
+    /// Functions have to be run first.
+    Waiting {
+        fill: Fill,
+        rows: Rows,
+        columns: Columns,
+    },
+}
+
+impl Rows {
+    fn new(node: &Node, info: &CollectionInfo, target: Target) -> Self {
+        Self { schema: Arc::clone(&info.schema), engine: node.engine.clone(), target }
     }
 
-    /// Completes rows with generated keys and function outputs and writes them.
-    async fn store(
-        &self,
-        info: &CollectionInfo,
-        collection: &Collection,
-        target: Target,
-        mut columns: Columns,
-    ) -> Result<Stored, Failure> {
-        let key = key_position(&info.schema);
+    /// Adds generated keys and works out which functions to run.
+    fn prepare(self, mut columns: Columns) -> Result<Prepared, Failure> {
+        let key = key_position(&self.schema);
         if columns.get(key).is_none() {
-            columns.set(key, self.generate_keys(&info.schema, columns.rows())?);
+            columns.set(key, self.generate_keys(columns.rows())?);
         }
-        function::fill(&self.models, &info.schema, &mut columns).await?;
-        let batch = columns.into_batch(&info.schema)?;
-        let keys = Arc::clone(batch.column(key));
-        let parts = target.split(batch)?;
-        let written = collection.insert_all(parts).await?;
-        Ok(Stored { keys, ts: written.ts })
+        let fill = Fill::plan(&self.schema, &columns)?;
+        if fill.is_empty() {
+            return self.finish(columns).map(Prepared::Ready);
+        }
+        Ok(Prepared::Waiting { fill, rows: self, columns })
+    }
+
+    /// Makes the batches of the partitions.
+    fn finish(self, columns: Columns) -> Result<Ready, Failure> {
+        let batch = columns.into_batch(&self.schema)?;
+        let keys = Arc::clone(batch.column(key_position(&self.schema)));
+        Ok(Ready { keys, parts: self.target.split(batch)? })
+    }
+
+    /// Gives rows new keys and returns those they had.
+    fn renew_keys(&self, columns: &mut Columns) -> Result<Keys, Failure> {
+        let key = key_position(&self.schema);
+        let old = columns.get(key).ok_or_else(|| Failure::internal("an upsert without keys"))?;
+        let old = fields::keys(old)?;
+        columns.set(key, self.generate_keys(columns.rows())?);
+        Ok(old)
     }
 
     /// New keys for `rows` rows: consecutive timestamps of the node's clock, unique for ever; a
     /// VARCHAR key is the decimal text of one.
-    fn generate_keys(&self, schema: &Schema, rows: usize) -> Result<ArrayRef, Failure> {
+    fn generate_keys(&self, rows: usize) -> Result<ArrayRef, Failure> {
         let first = self.engine.clock().next_block(rows as u64).0;
         let first = i64::try_from(first)
             .map_err(|_| Failure::internal("the clock has run past the keys it can make"))?;
         let keys = (0..).map(|n: i64| first + n).take(rows);
-        Ok(if schema.primary().data_type == DataType::Int64 {
+        Ok(if self.schema.primary().data_type == DataType::Int64 {
             Arc::new(Int64Array::from_iter_values(keys))
         } else {
             Arc::new(LargeStringArray::from_iter_values(keys.map(|key| key.to_string())))

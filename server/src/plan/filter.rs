@@ -110,3 +110,81 @@ fn array(
     };
     Ok(TemplateValue::Array(values))
 }
+
+#[cfg(test)]
+mod tests {
+    use elanus_proto::schema::{JsonArray, LongArray, TemplateArrayValueArray};
+    use elanus_storage::schema::DataType;
+
+    use super::*;
+    use crate::convert::fields::tests::{field, schema_of};
+
+    fn list(data: template_array_value::Data) -> schema::TemplateArrayValue {
+        schema::TemplateArrayValue { data: Some(data) }
+    }
+
+    fn value(value: template_value::Val) -> schema::TemplateValue {
+        schema::TemplateValue { val: Some(value) }
+    }
+
+    fn key_schema() -> Schema {
+        let mut id = field("id", DataType::Int64);
+        id.primary_key = true;
+        schema_of(vec![id])
+    }
+
+    #[test]
+    fn a_filter_binds_its_templates_and_knows_the_keys_it_names() {
+        let longs = list(template_array_value::Data::LongData(LongArray { data: vec![3, 1] }));
+        let filter = Filter {
+            text: "id in {keys}".into(),
+            values: HashMap::from([("keys".into(), value(template_value::Val::ArrayVal(longs)))]),
+        };
+        let keys = filter.compile(&key_schema()).unwrap().unwrap().key_set();
+        assert_eq!(keys.map(|keys| keys.len()), Some(2));
+        assert!(
+            Filter { text: " \n".into(), ..Filter::default() }
+                .compile(&key_schema())
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_filter_that_does_not_parse_says_where() {
+        let filter = Filter { text: "idd > 3".into(), ..Filter::default() };
+        let reason = filter.compile(&key_schema()).unwrap_err().reason().to_owned();
+        assert!(
+            reason.starts_with(
+                "failed to create query plan: cannot parse expression: idd > 3, error: "
+            ),
+            "{reason}"
+        );
+        assert!(reason.contains('^'), "{reason}");
+        let long = Filter { text: format!("id in [{}", "1,".repeat(9_000)), ..Filter::default() };
+        assert!(
+            long.compile(&key_schema()).unwrap_err().reason().len() < 3_000,
+            "giant lists are not repeated"
+        );
+    }
+
+    #[test]
+    fn hostile_templates_are_errors() {
+        let json = list(template_array_value::Data::JsonData(JsonArray {
+            data: vec![b"{".to_vec().into()],
+        }));
+        let mut nested = list(template_array_value::Data::LongData(LongArray::default()));
+        for _ in 0..40 {
+            nested = list(template_array_value::Data::ArrayData(TemplateArrayValueArray {
+                data: vec![nested],
+            }));
+        }
+        for bad in [json, nested] {
+            let bad = value(template_value::Val::ArrayVal(bad));
+            assert!(templates(&HashMap::from([("x".into(), bad)])).is_err());
+        }
+        assert!(
+            templates(&HashMap::from([("x".into(), schema::TemplateValue::default())])).is_err()
+        );
+    }
+}

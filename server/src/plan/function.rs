@@ -54,48 +54,81 @@ impl TextQuery {
     }
 }
 
-/// Runs the functions of a schema over the rows of an insert and adds their output columns.
-///
-/// # Errors
-/// Code 2400 when a text is empty or a model fails; nothing is added then.
-pub async fn fill(
-    models: &ModelStore,
-    schema: &Schema,
-    columns: &mut Columns,
-) -> Result<(), Failure> {
-    let functions = ModelFunction::all(schema);
-    let mut calls = Calls::default();
-    let mut users = Vec::with_capacity(functions.len());
-    for function in functions {
-        if is_filled(schema, columns, &function) {
-            continue;
+/// The functions that the rows of an insert still need, and the model calls that serve them.
+#[derive(Debug)]
+pub struct Fill {
+    calls: Calls,
+    /// Each function with the number of its call.
+    users: Vec<(usize, ModelFunction)>,
+}
+
+impl Fill {
+    /// Collects the input texts of all functions whose outputs are not there yet.
+    ///
+    /// # Errors
+    /// Code 1100 when an input column is missing, 2400 when a text is empty.
+    pub fn plan(schema: &Schema, columns: &Columns) -> Result<Self, Failure> {
+        let mut fill = Self { calls: Calls::default(), users: Vec::new() };
+        for function in ModelFunction::all(schema) {
+            if is_filled(schema, columns, &function) {
+                continue;
+            }
+            let texts = input(schema, columns, &function)?;
+            let outputs = Outputs {
+                dense: function.dense.is_some(),
+                sparse: function.sparse.is_some(),
+                colbert: false,
+            };
+            let request = EmbedRequest {
+                max_length: function.max_length,
+                prompt: function.insert_prompt.clone(),
+                ..EmbedRequest::new(texts, outputs, Mode::Insert)
+            };
+            fill.users.push((fill.calls.join(&function.model, request)?, function));
         }
-        let texts = input(schema, columns, &function)?;
-        let outputs = Outputs {
-            dense: function.dense.is_some(),
-            sparse: function.sparse.is_some(),
-            colbert: false,
-        };
-        let request = EmbedRequest {
-            max_length: function.max_length,
-            prompt: function.insert_prompt.clone(),
-            ..EmbedRequest::new(texts, outputs, Mode::Insert)
-        };
-        users.push((calls.join(&function.model, request)?, function));
+        Ok(fill)
     }
-    let results = calls.run(|model, request| embed(models, model, request)).await?;
-    for (call, function) in users {
-        let result = &results[call];
-        if let Some(name) = &function.dense {
-            let (position, dim) = output(schema, name)?;
-            columns.set(position, result.dense_column(&function, dim, columns.rows())?);
-        }
-        if let Some(name) = &function.sparse {
-            let (position, _) = output(schema, name)?;
-            columns.set(position, result.sparse_column(&function, columns.rows())?);
-        }
+
+    /// Whether there is nothing to run.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
     }
-    Ok(())
+
+    /// Runs the models.
+    ///
+    /// # Errors
+    /// Code 2400 when a model fails.
+    pub async fn run(self, models: &ModelStore) -> Result<Filled, Failure> {
+        let answers = self.calls.run(|model, request| embed(models, model, request)).await?;
+        Ok(Filled { answers, users: self.users })
+    }
+}
+
+/// What the models made of the rows of an insert.
+pub struct Filled {
+    answers: Vec<Answer>,
+    users: Vec<(usize, ModelFunction)>,
+}
+
+impl Filled {
+    /// Adds the output columns.
+    ///
+    /// # Errors
+    /// Code 2400 when a model gave something else than the schema expects.
+    pub fn apply(self, schema: &Schema, columns: &mut Columns) -> Result<(), Failure> {
+        for (call, function) in self.users {
+            let answer = &self.answers[call];
+            if let Some(name) = &function.dense {
+                let (position, dim) = output(schema, name)?;
+                columns.set(position, answer.dense_column(&function, dim, columns.rows())?);
+            }
+            if let Some(name) = &function.sparse {
+                let (position, _) = output(schema, name)?;
+                columns.set(position, answer.sparse_column(&function, columns.rows())?);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Makes the query vectors of the legs of one request; `None` for legs that bring their own.

@@ -39,7 +39,8 @@ fn key() -> Field {
     Field { primary_key: true, ..field("id", DataType::Int64) }
 }
 
-fn schema_of(fields: Vec<Field>) -> Schema {
+/// A schema of these fields.
+pub(crate) fn schema_of(fields: Vec<Field>) -> Schema {
     Schema {
         description: String::new(),
         enable_dynamic_field: fields.iter().any(|field| field.dynamic),
