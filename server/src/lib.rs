@@ -5,6 +5,8 @@
 //! Arrow and back), [`plan`] (functions, search, fusion) and ends in the storage engine or the
 //! model store. Nothing here knows segments, files or tensors; [`status`] alone knows codes.
 
+#![forbid(unsafe_code)]
+
 pub mod config;
 pub mod convert;
 pub mod grpc;

@@ -1,5 +1,7 @@
 //! The `elanus` binary: reads the command line and runs one command.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 
 use std::process::ExitCode;

@@ -46,8 +46,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .build()
         .context("cannot start the threads of the node")?;
     let outcome = runtime.block_on(async {
-        let stop = stop_signal()?;
-        let running = Running::start(config).await?;
+        let mut stop = std::pin::pin!(stop_signal()?);
+        let running = tokio::select! {
+            started = Running::start(config) => started?,
+            // Nothing was promised to anybody yet.
+            () = &mut stop => return Ok(()),
+        };
         stop.await;
         running.stop().await;
         Ok(())
@@ -166,11 +170,12 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener, stopped: watch::Rece
         .accept_compressed(CompressionEncoding::Gzip);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<MilvusServiceServer<Service>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(elanus_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors were compiled into the binary");
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(elanus_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let sound = "the descriptors were compiled into the binary";
     let stopping = {
         let stopped = stopped.clone();
         async move {
@@ -182,9 +187,13 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener, stopped: watch::Rece
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_adaptive_window(Some(true))
+        // A client that gives up on many calls at once is not an attack.
+        .http2_max_pending_accept_reset_streams(Some(1_000))
         .add_service(service)
         .add_service(health_service)
-        .add_service(reflection)
+        .add_service(reflection().build_v1().expect(sound))
+        // Older tools ask for this one only.
+        .add_service(reflection().build_v1alpha().expect(sound))
         .serve_with_incoming_shutdown(connections(node.clone(), listener), stopping)
         .await;
     if let Err(error) = outcome {

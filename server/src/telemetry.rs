@@ -84,6 +84,10 @@ pub struct Metrics {
     rows: Gauge,
     segments: Family<SegmentKind, Gauge>,
     segment_bytes: Gauge,
+    growing_bytes: Gauge,
+    log_syncs: Gauge<u64, AtomicU64>,
+    log_records: Gauge<u64, AtomicU64>,
+    log_bytes: Gauge<u64, AtomicU64>,
     writable: Gauge,
     model_tokens: Family<ModelName, Gauge<u64, AtomicU64>>,
     model_bytes: Family<ModelName, Gauge<u64, AtomicU64>>,
@@ -107,6 +111,10 @@ impl Metrics {
         let rows = Gauge::default();
         let segments = Family::default();
         let segment_bytes = Gauge::default();
+        let growing_bytes = Gauge::default();
+        let log_syncs = Gauge::default();
+        let log_records = Gauge::default();
+        let log_bytes = Gauge::default();
         let writable = Gauge::default();
         let model_tokens = Family::default();
         let model_bytes = Family::default();
@@ -127,6 +135,18 @@ impl Metrics {
         registry.register("rows", "Rows of all collections", rows.clone());
         registry.register("segments", "Segments, growing and sealed", segments.clone());
         registry.register("segment_bytes", "Bytes of all segments", segment_bytes.clone());
+        registry.register("growing_bytes", "Bytes of all growing segments", growing_bytes.clone());
+        registry.register("log_syncs", "Syncs of the log since the start", log_syncs.clone());
+        registry.register(
+            "log_records",
+            "Records written to the log since the start",
+            log_records.clone(),
+        );
+        registry.register(
+            "log_bytes",
+            "Bytes written to the log since the start",
+            log_bytes.clone(),
+        );
         registry.register("writable", "1 while writes are accepted", writable.clone());
         registry.register(
             "model_tokens",
@@ -144,6 +164,10 @@ impl Metrics {
             rows,
             segments,
             segment_bytes,
+            growing_bytes,
+            log_syncs,
+            log_records,
+            log_bytes,
             writable,
             model_tokens,
             model_bytes,
@@ -200,6 +224,11 @@ impl Metrics {
         self.segments.get_or_create(&SegmentKind { state: "growing" }).set(growing);
         self.segments.get_or_create(&SegmentKind { state: "sealed" }).set(sealed);
         self.segment_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let log = node.engine.log_counters();
+        self.log_syncs.set(log.syncs);
+        self.log_records.set(log.records);
+        self.log_bytes.set(log.bytes);
+        self.growing_bytes.set(signed(node.engine.growing_bytes()));
         self.writable.set(i64::from(node.engine.health().writable));
     }
 }

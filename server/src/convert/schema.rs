@@ -154,7 +154,7 @@ fn field(wire: FieldSchema, limits: &Limits) -> Result<Field, Failure> {
     let type_params = pairs(wire.type_params);
     let data_type = data_type(&wire.name, wire.data_type, wire.element_type, &type_params, limits)?;
     let default = match wire.default_value {
-        Some(ValueField { data: Some(data) }) => Some(default(&wire.name, &data_type, data)?),
+        Some(ValueField { data: Some(data) }) => Some(default(&wire.name, &data_type, &data)?),
         Some(ValueField { data: None }) | None => None,
     };
     let field = Field {
@@ -397,10 +397,18 @@ fn max_capacity(name: &str, params: &[(String, String)], limits: &Limits) -> Res
     })
 }
 
-fn default(name: &str, data_type: &DataType, data: Data) -> Result<Value, Failure> {
-    let in_range = |value: i32, min: i32, max: i32| {
+fn default(name: &str, data_type: &DataType, data: &Data) -> Result<Value, Failure> {
+    let in_range = |min: i64, max: i64| {
+        // A plain Python integer always comes as an INT64.
+        let value = if let Data::IntData(value) = data {
+            i64::from(*value)
+        } else if let Data::LongData(value) = data {
+            *value
+        } else {
+            return Err(default_type(name, data_type, data));
+        };
         if (min..=max).contains(&value) {
-            Ok(Value::Int(value.into()))
+            Ok(Value::Int(value))
         } else {
             Err(Failure::invalid(format!(
                 "default value of field {name}: [{min} <= value <= {max}] expected, got {value}"
@@ -408,17 +416,17 @@ fn default(name: &str, data_type: &DataType, data: Data) -> Result<Value, Failur
         }
     };
     match (data_type, data) {
-        (DataType::Bool, Data::BoolData(value)) => Ok(Value::Bool(value)),
-        (DataType::Int8, Data::IntData(value)) => in_range(value, i8::MIN.into(), i8::MAX.into()),
-        (DataType::Int16, Data::IntData(value)) => {
-            in_range(value, i16::MIN.into(), i16::MAX.into())
-        }
-        (DataType::Int32, Data::IntData(value)) => Ok(Value::Int(value.into())),
-        (DataType::Int64, Data::LongData(value)) => Ok(Value::Int(value)),
+        (DataType::Int8, _) => in_range(i8::MIN.into(), i8::MAX.into()),
+        (DataType::Int16, _) => in_range(i16::MIN.into(), i16::MAX.into()),
+        (DataType::Int32, _) => in_range(i32::MIN.into(), i32::MAX.into()),
+        (DataType::Bool, Data::BoolData(value)) => Ok(Value::Bool(*value)),
+        (DataType::Int64, Data::LongData(value)) => Ok(Value::Int(*value)),
         (DataType::Float, Data::FloatData(value)) if value.is_finite() => {
-            Ok(Value::Float(value.into()))
+            Ok(Value::Float(f64::from(*value)))
         }
-        (DataType::Double, Data::DoubleData(value)) if value.is_finite() => Ok(Value::Float(value)),
+        (DataType::Double, Data::DoubleData(value)) if value.is_finite() => {
+            Ok(Value::Float(*value))
+        }
         (DataType::VarChar { max_length }, Data::StringData(value)) => {
             if value.len() > *max_length as usize {
                 return Err(Failure::invalid(format!(
@@ -427,20 +435,24 @@ fn default(name: &str, data_type: &DataType, data: Data) -> Result<Value, Failur
                     value.len()
                 )));
             }
-            Ok(Value::String(value))
+            Ok(Value::String(value.clone()))
         }
         (DataType::Float | DataType::Double, Data::FloatData(_) | Data::DoubleData(_)) => {
             Err(Failure::invalid(format!(
                 "default value of field {name}: a finite number of the field's own type expected"
             )))
         }
-        (_, data) => Err(Failure::invalid(format!(
-            "type ({}) of field ({name}) is not equal to the type({}) of default_value, or the \
-             type cannot have one",
-            data_type.name(),
-            arm(&data)
-        ))),
+        _ => Err(default_type(name, data_type, data)),
     }
+}
+
+fn default_type(name: &str, data_type: &DataType, data: &Data) -> Failure {
+    Failure::invalid(format!(
+        "type ({}) of field ({name}) is not equal to the type({}) of default_value, or the type \
+         cannot have one",
+        data_type.name(),
+        arm(data)
+    ))
 }
 
 /// The type a default value came as.
@@ -613,8 +625,8 @@ pub fn wire_type(data_type: &DataType) -> Wire {
 fn encode_default(data_type: &DataType, value: &Value) -> ValueField {
     let data = match (data_type, value) {
         (_, Value::Bool(value)) => Data::BoolData(*value),
-        (DataType::Int64, Value::Int(value)) => Data::LongData(*value),
-        (_, Value::Int(value)) => Data::IntData(i32::try_from(*value).unwrap_or_default()),
+        // Also for the narrow integers: it is what most clients send, and they compare.
+        (_, Value::Int(value)) => Data::LongData(*value),
         (DataType::Float, Value::Float(value)) => Data::FloatData(*value as f32),
         (_, Value::Float(value)) => Data::DoubleData(*value),
         (_, Value::String(value)) => Data::StringData(value.clone()),

@@ -13,7 +13,7 @@ use crate::node::Node;
 /// The routes of the ops port.
 ///
 /// `/livez`: the process answers. `/healthz`, `/readyz`: it also accepts writes; 503 with the
-/// reason when not. `/metrics`: counters in the OpenMetrics text form.
+/// reason when not. A damaged collection is listed and leaves the others in service. `/metrics`: counters in the OpenMetrics text form.
 pub fn router(node: Arc<Node>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "OK" }))
@@ -31,8 +31,10 @@ async fn health(State(node): State<Arc<Node>>) -> impl IntoResponse {
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "unhealthy")
     };
-    let body = serde_json::json!({ "state": state, "detail": reason }).to_string();
-    (code, [(header::CONTENT_TYPE, "application/json")], body)
+    let damaged: Vec<String> =
+        health.damaged.iter().map(|(id, why)| format!("collection {id}: {why}")).collect();
+    let body = serde_json::json!({ "state": state, "detail": reason, "damaged": damaged });
+    (code, [(header::CONTENT_TYPE, "application/json")], body.to_string())
 }
 
 async fn metrics(State(node): State<Arc<Node>>) -> impl IntoResponse {

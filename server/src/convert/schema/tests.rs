@@ -53,7 +53,7 @@ fn rich() -> CollectionSchema {
         FieldSchema { is_partition_key: true, ..wire_field("tenant", Wire::Int64, &[]) },
         FieldSchema { is_clustering_key: true, ..wire_field("n16", Wire::Int16, &[]) },
         FieldSchema {
-            default_value: value(Data::IntData(-7)),
+            default_value: value(Data::LongData(-7)),
             ..wire_field("n8", Wire::Int8, &[])
         },
         FieldSchema {
@@ -235,7 +235,13 @@ fn defaults_must_fit_their_field() {
             vector(),
         ])
     };
+    for data in [Data::IntData(-128), Data::LongData(-128)] {
+        let stored = read(&with_default(Wire::Int8, &[], data)).unwrap();
+        assert_eq!(stored.field("d").unwrap().default, Some(Value::Int(-128)));
+    }
     refused(&with_default(Wire::Int8, &[], Data::IntData(128)), "-128 <= value <= 127");
+    refused(&with_default(Wire::Int16, &[], Data::LongData(1 << 20)), "<= value <= 32767");
+    refused(&with_default(Wire::Int16, &[], Data::BoolData(true)), "is not equal to");
     refused(&with_default(Wire::Int64, &[], Data::StringData("1".to_owned())), "is not equal to");
     refused(&with_default(Wire::Json, &[], Data::BytesData("{}".into())), "is not equal to");
     refused(&with_default(Wire::Float, &[], Data::FloatData(f32::NAN)), "finite");
