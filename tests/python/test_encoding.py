@@ -232,6 +232,7 @@ def test_a_default_is_used_where_a_row_is_not_valid_and_goes_before_null(client,
     [
         (True, DataType.BOOL, {}),
         (np.int8(-5), DataType.INT8, {}),
+        (-6, DataType.INT8, {}),  # travels as a 64-bit number
         (np.int16(300), DataType.INT16, {}),
         (np.int32(70_000), DataType.INT32, {}),
         (2**40, DataType.INT64, {}),
