@@ -368,14 +368,11 @@ impl Job {
                 page,
                 &self.cancel,
             )?,
-            None => {
-                search::run_one(&self.view, leg, &rows[0], leg.params, selection, &self.cancel)?
-                    .into_iter()
-                    .map(|hits| {
-                        page.cut(hits.into_iter().map(|hit| (hit.addr, hit.score)).collect())
-                    })
-                    .collect()
-            }
+            None => search::run(&self.view, &self.legs, &rows, &selections, &self.cancel)?
+                .into_iter()
+                .flatten()
+                .map(|hits| page.cut(hits.into_iter().map(|hit| (hit.addr, hit.score)).collect()))
+                .collect(),
         };
         self.ranking(hits, leg.metric.larger_is_better(), page, grouping)
     }

@@ -366,6 +366,10 @@ pub fn select(
     Ok(view.select(&scope, cancel)?)
 }
 
+/// Hits that one request may have in flight, over all queries and legs: some 50 MiB for each piece
+/// of the data that is searched at once.
+const MAX_ENTRIES: usize = 4 << 20;
+
 /// Runs all legs, in parallel; per leg and query the hits, best first.
 ///
 /// # Errors
@@ -377,6 +381,15 @@ pub fn run(
     selections: &Selections,
     cancel: &Cancel,
 ) -> Result<Vec<Vec<Vec<Found>>>, Failure> {
+    let entries = |(at, (leg, rows)): (usize, (&Leg, &QueryRows))| {
+        rows.len().saturating_mul(leg.params.k.min(selections.of(at).rows()))
+    };
+    let entries = legs.iter().zip(rows).enumerate().map(entries).fold(0, usize::saturating_add);
+    if entries > MAX_ENTRIES {
+        return Err(Failure::invalid(format!(
+            "number of result entries is too large: {entries} hits (queries x limit, of all searches) are more than {MAX_ENTRIES}; ask for fewer, or in several requests"
+        )));
+    }
     legs.par_iter()
         .zip(rows)
         .enumerate()
@@ -444,7 +457,8 @@ pub fn run_grouped(
     page: Page,
     cancel: &Cancel,
 ) -> Result<Vec<Vec<(RowAddr, f32)>>, Failure> {
-    let all = selection.rows();
+    // Beyond this no request looks; groups that are not full by then stay short.
+    let all = selection.rows().min(MAX_ENTRIES / rows.len().max(1));
     // Most groups hold several rows: begin with some more than the groups can hold at best.
     let mut k = page.end().saturating_mul(grouping.size).saturating_mul(2).clamp(1, all.max(1));
     let mut found = run_one(view, leg, rows, SearchParams { k, ..leg.params }, selection, cancel)?;
