@@ -42,6 +42,11 @@ class Node:
     def uri(self) -> str:
         return f"http://{self.address}"
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def command(self) -> list[str]:
         return [
             *(str(binary()), "serve"),

@@ -1,7 +1,7 @@
 //! What exists: databases, collections, partitions, aliases and index definitions.
 //!
 //! A [`CatalogView`] is one committed version of the catalog, immutable and complete; readers
-//! load it without a lock. Changes are made in `edit` on a copy, which [`store`] commits as the
+//! load it without a lock. Changes are made in `edit` on a copy, which `store` commits as the
 //! next version before anybody sees it.
 //!
 //! The catalog does not know rows, segments or files: those belong to each collection's manifest.
