@@ -41,7 +41,17 @@ const MERGE_EVERY: u64 = 512;
 /// The right to a data directory; given free on drop.
 #[derive(Debug)]
 pub(crate) struct DirLock {
-    _file: fs::File,
+    file: fs::File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that is being started at this moment by
+        // another thread holds a copy of it until it executes, and the lock with it.
+        if let Err(error) = flock(self.file.file(), FlockOperation::Unlock) {
+            tracing::warn!(%error, "the data directory's lock ends with the process");
+        }
+    }
 }
 
 impl DirLock {
@@ -73,7 +83,7 @@ impl DirLock {
         file.set_len(0).map_err(failed)?;
         file.rewind().map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
