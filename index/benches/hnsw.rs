@@ -9,8 +9,8 @@ use std::time::Instant;
 use arrow_buffer::Buffer;
 use criterion::{Criterion, criterion_group, criterion_main};
 use elanus_index::{
-    Cancel, Elem, FlatIndex, HnswIndex, HnswParams, Metric, Query, RowMask, SearchParams, Sections,
-    VectorIndex, Vectors,
+    Cancel, Elem, FlatIndex, HnswIndex, HnswParams, Metric, Progress, Query, RowMask, SearchParams,
+    Sections, VectorIndex, Vectors,
 };
 
 use random::Random;
@@ -64,7 +64,8 @@ fn hnsw(criterion: &mut Criterion) {
 
     let started = Instant::now();
     let params = HnswParams::default();
-    let built = HnswIndex::build(&vectors, Metric::Ip, &params, &cancel).expect("a build");
+    let built = HnswIndex::build(&vectors, Metric::Ip, &params, &Progress::default(), &cancel)
+        .expect("a build");
     eprintln!("hnsw build: {:.1} s", started.elapsed().as_secs_f32());
     let sections = built.into_iter().map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)));
     let sections = InMemory(sections.collect());

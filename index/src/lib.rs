@@ -2,12 +2,13 @@
 //!
 //! Bytes come in (from the heap or from a mapped file, the index cannot tell), hits or bytes go
 //! out. This crate does no file I/O, starts no threads and knows no async runtime: residency,
-//! scheduling and publishing are the business of the storage crate.
+//! scheduling and publishing are the business of the storage crate. What is done in parallel
+//! runs in the rayon pool that the caller is in.
 //!
 //! | module | is for |
 //! |---|---|
 //! | [`kernel`] | distances between rows of bytes, chosen once for the machine at hand |
-//! | `vectors`, `mask`, `topk`, `cancel`, `sections` | what every index is made of |
+//! | `vectors`, `mask`, `topk`, `cancel`, `progress`, `sections` | what every index is made of |
 //! | `flat` | exact search over dense and binary rows |
 //! | `hnsw` | approximate search over dense rows |
 //! | `sparse` | exact search over sparse rows, with and without an inverted index |
@@ -26,6 +27,7 @@ mod flat;
 mod hnsw;
 pub mod kernel;
 mod mask;
+mod progress;
 mod search;
 mod sections;
 mod sparse;
@@ -39,6 +41,7 @@ pub use error::Error;
 pub use flat::FlatIndex;
 pub use hnsw::{HnswIndex, HnswParams};
 pub use mask::RowMask;
+pub use progress::Progress;
 pub use search::{Bounds, Hit, Metric, Query, Row, SearchParams, VectorIndex};
 pub use sections::Sections;
 pub use sparse::{SparseIndex, SparseRow, SparseScan, canonical_sparse};

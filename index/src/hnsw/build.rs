@@ -1,92 +1,199 @@
-//! Making the graph: rows are inserted one after another, each linked to the best of those that
-//! a beam search finds (Malkov & Yashunin 2016, algorithms 1 and 4). Distances are those of the
-//! codes, so that building, too, reads a byte per dimension.
+//! Making the graph: rows are inserted batch after batch, each row linked to the best of those
+//! that a beam search finds (Malkov & Yashunin 2016, algorithms 1 and 4). Distances are those of
+//! the codes, so that building, too, reads a byte per dimension.
+//!
+//! The rows of a batch are searched for in parallel on the graph as it was before the batch, and
+//! the links back to them are worked out in parallel, target by target (prefix doubling, after
+//! ParlayANN, Dobson et al. 2024). No list is read while it is written, so there are no locks,
+//! and the graph is the same on any number of threads. Work runs in the rayon pool of the
+//! caller.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
 
 use super::codes::{Codes, Prepared, numbers};
 use super::graph::{Graph, Growing};
 use super::params::HnswParams;
 use super::walk::{Around, Scratch, descend, valid, walk};
-use crate::{Cancel, Error, Metric, Row, Vectors};
+use crate::{Cancel, Error, Metric, Progress, Row, Vectors};
+
+/// A batch has at most one row for so many that are linked already: with few enough rows that
+/// do not see each other, the graph is as good as one made row by row.
+const LINKED_PER_INSERTED: usize = 50;
+/// 1,024 rows: enough for many threads, and what bounds the memory of a batch.
+const MOST_INSERTED: usize = 1024;
+
+thread_local! {
+    /// What this thread's last insertion used: a bit per row, and some lists.
+    static WORK: RefCell<(Scratch, Chooser)> = RefCell::default();
+}
 
 /// A row that may become a link, and its score for the row that would have it.
 type Scored = (Row, f32);
 
+/// A layer (0 is the lowest) and a row's links on it.
+type Links = (usize, Vec<Row>);
+
+/// A row that links to another and wants to be linked back: layer, the other, itself.
+type Back = (usize, Row, Row);
+
 /// Builds the sections of an index over `vectors`.
+///
+/// Holds the sections, the links once more, and on each thread a bit per row and some lists.
 pub(super) fn build(
     vectors: &Vectors,
     metric: Metric,
     params: &HnswParams,
+    progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
     params.check()?;
+    progress.begin(vectors.rows());
     let mut builder = Builder {
+        vectors,
+        metric,
         params: *params,
         codes: Codes::encode(vectors, metric, cancel)?,
         graph: Growing::new(vectors.rows(), params),
-        chooser: Chooser::default(),
     };
-    let mut scratch = Scratch::default();
-    for row in 0..vectors.rows() as Row {
+    for batch in Batches::new(vectors.rows(), params) {
         cancel.check()?;
-        numbers(metric, vectors.elem(), vectors.row(row), &mut scratch.numbers);
-        builder.insert(row, &mut scratch, cancel)?;
+        builder.insert(&batch, cancel)?;
+        progress.add(batch.len());
     }
     let mut sections = builder.graph.sections(vectors, metric, params.m);
-    sections.extend(builder.codes.sections());
+    sections.extend(builder.codes.into_sections());
     Ok(sections)
 }
 
-struct Builder {
+/// All rows in the order of insertion, in batches.
+///
+/// The order jumps over the segment, so that rows written one after another, which are often
+/// alike, are not in one batch. A row on a new topmost layer is a batch of its own.
+struct Batches<'a> {
+    params: &'a HnswParams,
+    rows: usize,
+    stride: usize,
+    done: usize,
+    layers: usize,
+}
+
+impl<'a> Batches<'a> {
+    fn new(rows: usize, params: &'a HnswParams) -> Self {
+        // Near the golden section of the rows, where jumps fill most evenly, and without a
+        // common divisor, so that each row has its turn.
+        let near = (rows as f64 * 0.618_034) as usize;
+        let stride = (near.max(1)..).find(|stride| coprime(*stride, rows)).unwrap_or(1);
+        Self { params, rows, stride, done: 0, layers: 0 }
+    }
+}
+
+fn coprime(mut a: usize, mut b: usize) -> bool {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a == 1
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Vec<Row>;
+
+    fn next(&mut self) -> Option<Vec<Row>> {
+        let most = (self.done / LINKED_PER_INSERTED).clamp(1, MOST_INSERTED);
+        let mut batch = Vec::new();
+        while self.done < self.rows && batch.len() < most {
+            let row = (self.done as u128 * self.stride as u128 % self.rows as u128) as Row;
+            let level = self.params.level(row);
+            let tops = level > self.layers;
+            if tops && !batch.is_empty() {
+                break;
+            }
+            self.done += 1;
+            batch.push(row);
+            if tops {
+                self.layers = level;
+                break;
+            }
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+}
+
+struct Builder<'a> {
+    vectors: &'a Vectors,
+    metric: Metric,
     params: HnswParams,
     codes: Codes,
     graph: Growing,
-    chooser: Chooser,
 }
 
-impl Builder {
-    /// Inserts the row whose numbers are in `scratch`.
-    fn insert(&mut self, row: Row, scratch: &mut Scratch, cancel: &Cancel) -> Result<(), Error> {
-        let Scratch { numbers, query, .. } = scratch;
-        self.codes.prepare(numbers, query);
-        let level = self.params.level(row);
-        let Some(start) = descend(&self.graph, &self.codes, query, level) else {
-            self.graph.add(row, level);
-            return Ok(());
-        };
-        let mut starts = vec![start];
-        let mut chosen: Vec<(usize, Vec<Row>)> = Vec::new();
-        for layer in (0..=level.min(self.graph.layers())).rev() {
-            let width = self.params.ef_construction;
-            let Self { graph, codes, .. } = self;
-            walk(graph, codes, layer, &starts, width, Around::Links, scratch, cancel)?;
-            let found = scratch.found().iter().map(|one| (one.row, one.score));
-            let found: Vec<Scored> = found.collect();
-            starts.clear();
-            starts.extend(found.iter().map(|(row, _)| *row));
-            chosen.push((layer, self.chooser.choose(&self.codes, &found, self.params.m)));
-        }
-        self.graph.add(row, level);
-        for (layer, links) in chosen {
-            self.graph.set(layer, row, &links);
-            for other in links {
-                self.link_back(layer, other, row);
+impl Builder<'_> {
+    fn insert(&mut self, batch: &[Row], cancel: &Cancel) -> Result<(), Error> {
+        let place = |row: &Row| WORK.with_borrow_mut(|work| self.place(*row, work, cancel));
+        let placed: Vec<Vec<Links>> = batch.par_iter().map(place).collect::<Result<_, _>>()?;
+        let mut back: Vec<Back> = Vec::new();
+        for (&row, placed) in batch.iter().zip(placed) {
+            self.graph.add(row, self.params.level(row));
+            for (layer, links) in placed {
+                self.graph.set(layer, row, &links);
+                back.extend(links.into_iter().map(|other| (layer, other, row)));
             }
+        }
+        back.sort_unstable();
+        let of_one: Vec<&[Back]> = back.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).collect();
+        let link_back =
+            |back: &&[Back]| WORK.with_borrow_mut(|(_, chooser)| self.link_back(back, chooser));
+        let linked: Vec<Vec<Row>> = of_one.par_iter().map(link_back).collect();
+        for (back, links) in of_one.iter().zip(linked) {
+            let (layer, row, _) = back[0];
+            self.graph.set(layer, row, &links);
         }
         Ok(())
     }
 
-    /// Adds `row` to the links of `other`, which keeps the best ones when there are too many.
-    fn link_back(&mut self, layer: usize, other: Row, row: Row) {
+    /// The links that `row` is to have on each of its layers.
+    fn place(
+        &self,
+        row: Row,
+        (scratch, chooser): &mut (Scratch, Chooser),
+        cancel: &Cancel,
+    ) -> Result<Vec<Links>, Error> {
+        let Scratch { numbers: floats, query, .. } = scratch;
+        numbers(self.metric, self.vectors.elem(), self.vectors.row(row), floats);
+        self.codes.prepare(floats, query);
+        let level = self.params.level(row);
+        let Some(start) = descend(&self.graph, &self.codes, query, level) else {
+            return Ok(Vec::new());
+        };
+        let mut starts = vec![start];
+        let mut placed = Vec::with_capacity(level + 1);
+        for layer in (0..=level.min(self.graph.layers())).rev() {
+            let width = self.params.ef_construction;
+            walk(&self.graph, &self.codes, layer, &starts, width, Around::Links, scratch, cancel)?;
+            let found = scratch.found().iter().map(|one| (one.row, one.score));
+            let found: Vec<Scored> = found.collect();
+            starts.clear();
+            starts.extend(found.iter().map(|(row, _)| *row));
+            placed.push((layer, chooser.choose(&self.codes, &found, self.params.m)));
+        }
+        Ok(placed)
+    }
+
+    /// The links of a row with those back to new rows, the best of them when there are too many.
+    /// `back` is not empty and about one layer of one row.
+    fn link_back(&self, back: &[Back], chooser: &mut Chooser) -> Vec<Row> {
+        let (layer, row, _) = back[0];
         let (links, most) = match layer.checked_sub(1) {
-            None => (self.graph.base(other), self.params.base_links()),
-            Some(upper) => (self.graph.upper(upper, other), self.params.m),
+            None => (self.graph.base(row), self.params.base_links()),
+            Some(upper) => (self.graph.upper(upper, row), self.params.m),
         };
         let mut links: Vec<Row> = valid(links, self.codes.rows()).collect();
-        links.push(row);
+        links.extend(back.iter().map(|(_, _, new)| *new));
         if links.len() > most {
-            links = self.chooser.choose_again(&self.codes, other, &links, most);
+            links = chooser.choose_again(&self.codes, row, &links, most);
         }
-        self.graph.set(layer, other, &links);
+        links
     }
 }
 

@@ -13,6 +13,7 @@
 
 use arrow_buffer::{Buffer, ScalarBuffer};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::layout::{CENTRE, CODES, OFFSETS, STEPS};
 use crate::kernel::{self, CodeDot, Step};
@@ -23,8 +24,8 @@ use crate::{Cancel, Elem, Error, Metric, Row, Sections, Vectors};
 const LINE: usize = size_of::<Step>();
 /// 10,000 rows, evenly spread, from which limits are taken.
 const SAMPLE: usize = 10_000;
-/// 4,096 rows between looks at the clock: a few milliseconds.
-const ROWS_PER_CHECK: Row = 4096;
+/// 1,024 rows between looks at the clock, and for one thread at a time: a few milliseconds.
+const ROWS_PER_CHECK: usize = 1024;
 /// Four standard deviations: beyond lie so few that clipping them costs less than the coarser
 /// steps for all others would.
 const CLIP: f64 = 4.0;
@@ -202,26 +203,30 @@ impl Codes {
         let scale = Scale::fit(vectors, metric);
         let stride = stride(vectors.dim(), scale.is_centred());
         let mut bytes = vec![0; vectors.rows() * stride];
-        let mut row = Vec::with_capacity(vectors.dim());
-        for (at, code) in (0..).zip(bytes.chunks_exact_mut(stride)) {
-            if at % ROWS_PER_CHECK == 0 {
-                cancel.check()?;
+        let pieces = bytes.par_chunks_mut(ROWS_PER_CHECK * stride).enumerate();
+        pieces.try_for_each(|(piece, codes)| {
+            cancel.check()?;
+            let mut row = Vec::with_capacity(vectors.dim());
+            let start = (piece * ROWS_PER_CHECK) as Row;
+            for (at, code) in (start..).zip(codes.chunks_exact_mut(stride)) {
+                numbers(metric, vectors.elem(), vectors.row(at), &mut row);
+                scale.to_centre(&mut row);
+                scale.encode(&row, code);
             }
-            numbers(metric, vectors.elem(), vectors.row(at), &mut row);
-            scale.to_centre(&mut row);
-            scale.encode(&row, code);
-        }
+            Ok(())
+        })?;
         Ok(Self { scale, bytes: Buffer::from_vec(bytes), stride, dot: kernel::code_dot() })
     }
 
     /// The sections to open the same codes from.
-    pub(super) fn sections(&self) -> [(&'static str, Vec<u8>); 4] {
+    pub(super) fn into_sections(self) -> [(&'static str, Vec<u8>); 4] {
         let floats = |floats: &ScalarBuffer<f32>| floats.inner().to_vec();
         [
             (OFFSETS, floats(&self.scale.offsets)),
             (STEPS, floats(&self.scale.steps)),
             (CENTRE, floats(&self.scale.centre)),
-            (CODES, self.bytes.to_vec()),
+            // Freshly encoded codes are handed over without a copy.
+            (CODES, self.bytes.into_vec().unwrap_or_else(|shared| shared.to_vec())),
         ]
     }
 

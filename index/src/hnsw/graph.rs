@@ -1,6 +1,5 @@
 //! Links between rows, while they are made and once they are read from sections.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use arrow_buffer::ScalarBuffer;
@@ -22,46 +21,67 @@ pub(super) trait Graph {
     fn layers(&self) -> usize;
 }
 
-/// A graph that grows.
+/// A graph that grows. Which rows are on which layer is decided by the parameters, so each list
+/// has its place from the start.
 #[derive(Debug)]
 pub(super) struct Growing {
     base_links: usize,
     base: Vec<Row>,
-    upper: Vec<BTreeMap<Row, Vec<Row>>>,
+    /// The layers that rows were added to are the first `layers` of them.
+    upper: Vec<Layer>,
+    layers: usize,
     entry: Option<Row>,
+}
+
+/// An upper layer: its rows, ascending, and a list of links for each.
+#[derive(Debug, Default)]
+struct Layer {
+    rows: Vec<Row>,
+    links: Vec<Row>,
 }
 
 impl Growing {
     pub(super) fn new(rows: usize, params: &HnswParams) -> Self {
+        let mut upper: Vec<Layer> = Vec::new();
+        for row in 0..rows as Row {
+            let level = params.level(row);
+            if level > upper.len() {
+                upper.resize_with(level, Layer::default);
+            }
+            upper[..level].iter_mut().for_each(|layer| layer.rows.push(row));
+        }
+        for layer in &mut upper {
+            layer.links = vec![NONE; layer.rows.len() * params.m];
+        }
         let base_links = params.base_links();
-        Self { base_links, base: vec![NONE; rows * base_links], upper: Vec::new(), entry: None }
+        Self { base_links, base: vec![NONE; rows * base_links], upper, layers: 0, entry: None }
     }
 
-    /// Puts a row without links on the lowest layer and `level` upper ones; a new topmost row
-    /// becomes the entry.
+    /// Makes a row on `level` upper layers the entry if it is the topmost so far.
     pub(super) fn add(&mut self, row: Row, level: usize) {
-        for layer in self.upper.iter_mut().take(level) {
-            layer.insert(row, Vec::new());
-        }
-        if self.entry.is_none() || level > self.layers() {
-            self.upper.resize_with(level, || BTreeMap::from([(row, Vec::new())]));
+        if self.entry.is_none() || level > self.layers {
+            self.layers = level;
             self.entry = Some(row);
         }
     }
 
-    /// Replaces a row's links; layer 0 is the lowest, 1 the first upper one.
+    /// Replaces a row's links; layer 0 is the lowest, 1 the first upper one. Does nothing on a
+    /// layer that the row is not on.
     pub(super) fn set(&mut self, layer: usize, row: Row, links: &[Row]) {
-        match layer.checked_sub(1) {
+        let list = match layer.checked_sub(1) {
             None => {
                 let start = row as usize * self.base_links;
-                let list = &mut self.base[start..start + self.base_links];
-                list.fill(NONE);
-                list[..links.len()].copy_from_slice(links);
+                &mut self.base[start..start + self.base_links]
             }
             Some(upper) => {
-                self.upper[upper].insert(row, links.to_vec());
+                let m = self.base_links / 2;
+                let Layer { rows, links } = &mut self.upper[upper];
+                let Ok(at) = rows.binary_search(&row) else { return };
+                &mut links[at * m..(at + 1) * m]
             }
-        }
+        };
+        list.fill(NONE);
+        list[..links.len()].copy_from_slice(links);
     }
 
     pub(super) fn sections(
@@ -72,11 +92,8 @@ impl Growing {
     ) -> Vec<(&'static str, Vec<u8>)> {
         let (mut ends, mut rows, mut links) = (Vec::new(), Vec::new(), Vec::new());
         for layer in &self.upper {
-            for (row, list) in layer {
-                rows.push(*row);
-                links.extend(list);
-                links.resize(rows.len() * m, NONE);
-            }
+            rows.extend(&layer.rows);
+            links.extend(&layer.links);
             ends.push(rows.len() as u32);
         }
         let meta = [
@@ -106,7 +123,9 @@ impl Graph for Growing {
     }
 
     fn upper(&self, layer: usize, row: Row) -> &[Row] {
-        self.upper[layer].get(&row).map_or(&[], |links| links)
+        let m = self.base_links / 2;
+        let Layer { rows, links } = &self.upper[layer];
+        rows.binary_search(&row).map_or(&[], |at| &links[at * m..(at + 1) * m])
     }
 
     fn entry(&self) -> Option<Row> {
@@ -114,7 +133,7 @@ impl Graph for Growing {
     }
 
     fn layers(&self) -> usize {
-        self.upper.len()
+        self.layers
     }
 }
 

@@ -11,8 +11,8 @@ use crate::flat::Scorer;
 use crate::kernel;
 use crate::search::check_mask;
 use crate::{
-    Bounds, Cancel, Elem, Error, Hit, Metric, Query, Row, RowMask, SearchParams, Sections, TopK,
-    VectorIndex, Vectors,
+    Bounds, Cancel, Elem, Error, Hit, Metric, Progress, Query, Row, RowMask, SearchParams,
+    Sections, TopK, VectorIndex, Vectors,
 };
 
 /// The beam width where the caller names none.
@@ -97,7 +97,11 @@ impl Plan {
 }
 
 impl HnswIndex {
-    /// Makes the named sections of an index over `vectors`, on this thread.
+    /// Makes the named sections of an index over `vectors`, in parallel on the rayon pool that it
+    /// is called in; the same on any number of threads. `progress` counts inserted rows.
+    ///
+    /// Holds in memory, besides `vectors`: a byte per dimension of each row (padded to 64),
+    /// `16 · m` bytes per row, and per thread a bit per row.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if a parameter is out of its limits or the metric does not apply;
@@ -106,10 +110,11 @@ impl HnswIndex {
         vectors: &Vectors,
         metric: Metric,
         params: &HnswParams,
+        progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
         check_kind(vectors, metric)?;
-        build::build(vectors, metric, params, cancel)
+        build::build(vectors, metric, params, progress, cancel)
     }
 
     /// Opens an index over its sections, which are read in place, and the rows it was built on.

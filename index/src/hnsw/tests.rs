@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::{Random, encode};
 use crate::{
-    Bounds, Cancel, Elem, Error, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams,
-    Sections, VectorIndex, Vectors,
+    Bounds, Cancel, Elem, Error, FlatIndex, Hit, Metric, Progress, Query, Row, RowMask,
+    SearchParams, Sections, VectorIndex, Vectors,
 };
 
 #[derive(Clone)]
@@ -30,7 +30,8 @@ impl Sections for InMemory {
 }
 
 fn build(vectors: &Vectors, metric: Metric, params: &HnswParams) -> InMemory {
-    let built = HnswIndex::build(vectors, metric, params, &Cancel::never()).expect("a build");
+    let built = HnswIndex::build(vectors, metric, params, &Progress::default(), &Cancel::never())
+        .expect("a build");
     let sections = built.into_iter().map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)));
     InMemory { sections: sections.collect(), rows: vectors.rows() }
 }
@@ -219,12 +220,22 @@ fn bounds_cut_the_results() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes_and_another_one_others() {
+fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     let data = vectors(Shape::Clustered, Elem::F32, 1500, 16, 1);
     let params = |seed| HnswParams { m: 8, ef_construction: 40, seed };
-    let build = |seed| HnswIndex::build(&data, Metric::Ip, &params(seed), &Cancel::never());
-    assert_eq!(build(1), build(1));
-    assert_ne!(build(1), build(2));
+    let build = |seed, threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let progress = Progress::default();
+        let built = pool.install(|| {
+            HnswIndex::build(&data, Metric::Ip, &params(seed), &progress, &Cancel::never())
+        });
+        assert_eq!((progress.done(), progress.total()), (1500, 1500));
+        built.expect("a build")
+    };
+    let once = build(1, 1);
+    assert_eq!(once, build(1, 1));
+    assert_eq!(once, build(1, 3));
+    assert_ne!(once, build(2, 1));
 }
 
 #[test]
@@ -264,10 +275,16 @@ fn what_does_not_fit_is_refused() {
         HnswParams { m: 2049, ..HnswParams::default() },
         HnswParams { ef_construction: 0, ..HnswParams::default() },
     ] {
-        let refused = HnswIndex::build(&data, Metric::L2, &params, &never);
+        let refused = HnswIndex::build(&data, Metric::L2, &params, &Progress::default(), &never);
         assert!(matches!(refused, Err(Error::Unsupported(_))), "{params:?}");
     }
-    let hamming = HnswIndex::build(&data, Metric::Hamming, &HnswParams::default(), &never);
+    let hamming = HnswIndex::build(
+        &data,
+        Metric::Hamming,
+        &HnswParams::default(),
+        &Progress::default(),
+        &never,
+    );
     assert!(matches!(hamming, Err(Error::Unsupported(_))));
     let sections = build(&data, Metric::L2, &HnswParams::default());
     let other = HnswIndex::open(&sections, data.clone(), Metric::Ip);
@@ -280,7 +297,8 @@ fn what_does_not_fit_is_refused() {
     raised.flag().store(true, Ordering::Relaxed);
     let query = Query::Dense(data.row(0));
     assert_eq!(index.search(&query, &params(1, 1), &all, &raised), Err(Error::Cancelled));
-    let stopped = HnswIndex::build(&data, Metric::L2, &HnswParams::default(), &raised);
+    let stopped =
+        HnswIndex::build(&data, Metric::L2, &HnswParams::default(), &Progress::default(), &raised);
     assert_eq!(stopped, Err(Error::Cancelled));
 }
 
