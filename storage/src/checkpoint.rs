@@ -7,7 +7,7 @@
 //!
 //! Each job holds the collection's manifests from beginning to end; the log thread never does.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use crossbeam::channel::{Sender, bounded};
 
@@ -16,14 +16,17 @@ use crate::apply::{self, Control, Frozen, Installed};
 use crate::collection::Collection;
 use crate::engine::Core;
 use crate::manifest::{Edit, Manifests, SectionsFile, SegmentEntry, collection_dir};
-use crate::segment::Segment;
 use crate::segment::delete::DeleteMask;
 use crate::segment::seal::{self, SealedRows};
-use crate::segment::sealed::{Repair, SealedSegment};
+use crate::segment::sealed::SealedSegment;
 use crate::segment::section_file;
+use crate::upkeep::{self, repair};
 
 /// Seals what is growing. Returns the ids of the new segments.
-pub(crate) fn checkpoint(core: &Arc<Core>, collection: &Collection) -> Result<Vec<i64>, Error> {
+pub(crate) fn checkpoint(
+    core: &Arc<Core>,
+    collection: &Arc<Collection>,
+) -> Result<Vec<i64>, Error> {
     let mut guard = collection.manifests();
     let manifests = open_manifests(collection, &mut guard)?;
     let mut sealed = Vec::new();
@@ -38,6 +41,7 @@ pub(crate) fn checkpoint(core: &Arc<Core>, collection: &Collection) -> Result<Ve
     }
     drop(guard);
     trim_log(core);
+    upkeep::ask(core, collection);
     Ok(sealed)
 }
 
@@ -98,7 +102,8 @@ pub(crate) fn remove_dropped_partitions(
     Ok(())
 }
 
-fn open_manifests<'a>(
+/// The manifests of a collection that is sound and not dropped.
+pub(crate) fn open_manifests<'a>(
     collection: &Collection,
     guard: &'a mut Option<Manifests>,
 ) -> Result<&'a mut Manifests, Error> {
@@ -245,7 +250,7 @@ fn delete_files(manifests: &Manifests, segments: &[i64]) -> Vec<String> {
 }
 
 /// Removes files that nothing refers to. What stays behind goes at the next start.
-fn remove_files(core: &Core, collection: &Collection, files: &[String]) {
+pub(crate) fn remove_files(core: &Core, collection: &Collection, files: &[String]) {
     for file in files {
         let key = format!("{}/{file}", collection_dir(collection.id()));
         if let Err(error) = core.blobs.delete(&key) {
@@ -269,65 +274,5 @@ pub(crate) fn trim_log(core: &Core) {
     match trimmed() {
         Ok(()) | Err(Error::Closed) => {}
         Err(error) => tracing::warn!(%error, "finished log files stay until the next checkpoint"),
-    }
-}
-
-/// Builds an index of a segment anew from its rows.
-fn rebuild_index(
-    core: &Arc<Core>,
-    collection: &Collection,
-    segment: &Segment,
-    field: i64,
-) -> Result<(), Error> {
-    let crate::segment::Body::Sealed(sealed) = &segment.body else { return Ok(()) };
-    let mut guard = collection.manifests();
-    let manifests = open_manifests(collection, &mut guard)?;
-    let info = collection.info();
-    let (Some(field), Some(entry)) =
-        (info.schema.field_by_id(field), manifests.current().segment(segment.id))
-    else {
-        return Ok(());
-    };
-    let old: Vec<String> = (entry.indexes.iter())
-        .filter(|index| index.field == field.id)
-        .map(|index| index.sections.file.clone())
-        .collect();
-    let dir = collection_dir(collection.id());
-    let file = format!("{}-{}-{}.idx", segment.id, field.id, manifests.next_version());
-    let sections = seal::write_sparse_index(&core.blobs, &dir, &file, &sealed.column(field)?)?;
-    let index = seal::index_file(field.id, sections);
-    let edit = Edit { indexes: vec![(segment.id, index.clone())], ..Edit::default() };
-    manifests.commit(edit, core.clock.now())?;
-    sealed.replace_index(index);
-    remove_files(core, collection, &old);
-    tracing::info!(segment = segment.id, field = field.id, "an index was built anew");
-    Ok(())
-}
-
-/// Rebuilds damaged indexes of one collection in the background.
-#[derive(Debug)]
-struct IndexRepair {
-    /// Segments may outlive the engine.
-    core: Weak<Core>,
-    collection: i64,
-}
-
-/// The repair service for the segments of a collection.
-pub(crate) fn repair(core: &Arc<Core>, collection: i64) -> Arc<dyn Repair> {
-    Arc::new(IndexRepair { core: Arc::downgrade(core), collection })
-}
-
-impl Repair for IndexRepair {
-    fn index_is_damaged(&self, segment: i64, field: i64) {
-        let (Some(core), id) = (self.core.upgrade(), self.collection) else { return };
-        let core2 = Arc::clone(&core);
-        core.in_background(move || {
-            let Some(collection) = core2.collection(id) else { return };
-            let version = collection.version();
-            let Some(segment) = version.segments.iter().find(|s| s.id == segment) else { return };
-            if let Err(error) = rebuild_index(&core2, &collection, segment, field) {
-                tracing::warn!(%error, segment = segment.id, "an index could not be built anew");
-            }
-        });
     }
 }

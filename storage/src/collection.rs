@@ -16,7 +16,7 @@ use elanus_index::SparseRow;
 
 use crate::Error;
 use crate::blobs::Published;
-use crate::catalog::CollectionInfo;
+use crate::catalog::{CollectionInfo, IndexDef};
 use crate::clock::Ts;
 use crate::engine::Core;
 use crate::keys::{KeyColumn, Keys};
@@ -24,6 +24,7 @@ use crate::log::record::{Change, Record};
 use crate::manifest::Manifests;
 use crate::schema::{DataType, Schema};
 use crate::segment::Body;
+use crate::upkeep::{self, Upkeep};
 use crate::view::{ReadView, Version};
 
 /// A durable, visible write.
@@ -61,6 +62,18 @@ pub struct SegmentStats {
     pub indexed: Vec<String>,
 }
 
+/// How far an index is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexProgress {
+    /// Live rows.
+    pub rows: usize,
+    /// Those of them in sealed segments that still lack the index and are searched without.
+    /// Recent rows, and segments too small to gain from an index, lack nothing.
+    pub pending: usize,
+    /// Why the last attempt failed, if it did; there will be another.
+    pub failure: Option<String>,
+}
+
 /// Facts about a collection.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
@@ -83,6 +96,7 @@ pub struct Collection {
     manifests: Mutex<Option<Manifests>>,
     /// When a background checkpoint failed last, in milliseconds.
     failed_at: AtomicU64,
+    upkeep: Upkeep,
 }
 
 impl fmt::Debug for Collection {
@@ -108,6 +122,7 @@ impl Collection {
             dir,
             manifests: Mutex::new(manifests),
             failed_at: AtomicU64::new(0),
+            upkeep: Upkeep::default(),
         }
     }
 
@@ -235,7 +250,11 @@ impl Collection {
             }
             let (state, fields) = match &segment.body {
                 Body::Growing(_) => (SegmentState::Growing, Vec::new()),
-                Body::Sealed(sealed) => (SegmentState::Sealed, sealed.indexed_fields().collect()),
+                Body::Sealed(sealed) => {
+                    let indexes = sealed.indexes();
+                    let sound = indexes.iter().filter(|index| !index.is_damaged());
+                    (SegmentState::Sealed, sound.map(|index| index.field()).collect())
+                }
             };
             let name = |id: i64| info.schema.field_by_id(id).map(|field| field.name.clone());
             stats.segments.push(SegmentStats {
@@ -248,6 +267,20 @@ impl Collection {
             });
         }
         stats
+    }
+
+    /// How far an index of this collection is built.
+    pub fn index_progress(&self, index: &IndexDef) -> IndexProgress {
+        let field = self.info().schema.field(&index.field).map(|field| field.id);
+        IndexProgress {
+            rows: self.version().segments.iter().map(|segment| segment.live_rows()).sum(),
+            pending: upkeep::pending_rows(&self.core, self, index),
+            failure: field.and_then(|field| self.upkeep.failure(field)),
+        }
+    }
+
+    pub(crate) fn upkeep(&self) -> &Upkeep {
+        &self.upkeep
     }
 
     pub(crate) fn dir(&self) -> &Arc<Published> {

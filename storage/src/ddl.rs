@@ -18,6 +18,7 @@ use crate::clock::Ts;
 use crate::collection::Collection;
 use crate::engine::{Core, Engine};
 use crate::manifest::{Manifests, collection_dir};
+use crate::upkeep;
 
 impl Engine {
     /// Commits a change of one collection and shows it to the collection.
@@ -209,7 +210,8 @@ impl Engine {
         self.core().jobs.ddl(work).await
     }
 
-    /// Defines an index; the same definition again changes nothing.
+    /// Defines an index; the same definition again changes nothing. A graph is built in the
+    /// background ([`Collection::index_progress`]); until then searches are exact.
     ///
     /// # Errors
     /// [`Error::CollectionNotFound`], [`Error::IndexExists`], [`Error::Invalid`] for an unknown
@@ -224,7 +226,7 @@ impl Engine {
         self.change(move |catalog, _| catalog.create_index(&db, &collection, new)).await
     }
 
-    /// Drops the definition of an index.
+    /// Drops the definition of an index; its files go in the background.
     ///
     /// # Errors
     /// [`Error::CollectionNotFound`], [`Error::IndexNotFound`].
@@ -257,12 +259,16 @@ impl Engine {
 }
 
 /// Lets a collection and the applier know what the catalog says now.
-fn show(core: &Core, info: &Arc<CollectionInfo>) -> Result<(), Error> {
+fn show(core: &Arc<Core>, info: &Arc<CollectionInfo>) -> Result<(), Error> {
     let Some(collection) = core.collection(info.id) else { return Ok(()) };
     let partitions = |info: &CollectionInfo| info.partitions.iter().map(|p| p.id).collect();
     let live = partitions(info);
-    let changed = live != partitions(&collection.info());
+    let before = collection.info();
+    let changed = live != partitions(&before);
     collection.set_info(Arc::clone(info));
+    if info.indexes != before.indexes {
+        upkeep::indexes_changed(core, &collection);
+    }
     if changed {
         core.log()?.control(Control::Partitions { collection: info.id, live })?;
     }
@@ -297,6 +303,7 @@ fn drop_collection(core: &Arc<Core>, db: &str, name: &str) -> Result<(), Error> 
     if let Some(collection) = collections.remove(&id) {
         // The files go when the applier, running jobs and the last reader have let go.
         collection.dir().doom();
+        collection.upkeep().stop();
     }
     core.set_collections(collections);
     core.log()?.control(Control::Close(id))?;

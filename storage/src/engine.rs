@@ -24,6 +24,10 @@ use crate::recover::{self, DirLock};
 /// A background checkpoint that failed is not tried again for so long.
 const RETRY_PAUSE_MS: u64 = 1_000;
 
+/// 4,096 rows: as many as a graph with the usual parameters would look at anyway before it decides
+/// that walking is the cheaper way.
+const GRAPH_ROWS: usize = 4_096;
+
 /// When a write is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
@@ -55,6 +59,8 @@ pub struct Options {
     pub growing_limit_bytes: usize,
     /// The collection that holds back the log most is checkpointed when the log is larger.
     pub log_limit_bytes: u64,
+    /// A sealed segment with fewer rows gets no graph: it is searched exactly.
+    pub graph_rows: usize,
     /// How long a deleted or replaced row can still be seen by a view of the past.
     pub retention_ms: u64,
     /// The time of day.
@@ -72,6 +78,7 @@ impl Default for Options {
             seal_bytes: 256 << 20,
             growing_limit_bytes: 2 << 30,
             log_limit_bytes: 1 << 30,
+            graph_rows: GRAPH_ROWS,
             retention_ms: 15 * 60 * 1000,
             wall: Wall::system(),
         }
@@ -269,6 +276,8 @@ struct Inner {
 impl Inner {
     /// Ends all threads and gives the directory free. Blocks.
     fn stop(&self) {
+        self.core.jobs.ask_to_stop();
+        self.core.collections().values().for_each(|collection| collection.upkeep().stop());
         self.core.jobs.stop();
         if let Ok(log) = self.core.log() {
             log.stop();

@@ -1,7 +1,8 @@
 //! Background work on threads that may block.
 //!
 //! Catalog changes run one after another on a thread of their own, so that they never wait for a
-//! checkpoint; checkpoints, truncation and repairs share a few threads. A job that was handed in
+//! checkpoint; checkpoints and truncation share a few threads, and upkeep, which may take long,
+//! has others. A job that was handed in
 //! runs to its end even if the caller goes away, because half a change in memory would be worse
 //! than a change nobody asked for any more. On shutdown running jobs end, waiting ones are dropped.
 
@@ -19,6 +20,10 @@ use crate::pools::panicked;
 /// Checkpoints of that many collections can run at a time.
 const MAINTENANCE_THREADS: usize = 3;
 
+/// Collections that are looked after at a time: a small one need not wait for a large one. The
+/// work itself is done by [`crate::Pools`].
+const UPKEEP_THREADS: usize = 2;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The background threads.
@@ -26,6 +31,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) struct Jobs {
     ddl: Mutex<Option<Sender<Job>>>,
     maintenance: Mutex<Option<Sender<Job>>>,
+    upkeep: Mutex<Option<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stopping: Arc<AtomicBool>,
 }
@@ -38,9 +44,13 @@ impl Jobs {
     pub(crate) fn start() -> Result<Self, Error> {
         let (ddl, ddl_jobs) = unbounded::<Job>();
         let (maintenance, maintenance_jobs) = unbounded::<Job>();
+        let (upkeep, upkeep_jobs) = unbounded::<Job>();
         let mut queues = vec![("elanus-catalog".to_owned(), ddl_jobs)];
         for i in 0..MAINTENANCE_THREADS {
             queues.push((format!("elanus-jobs-{i}"), maintenance_jobs.clone()));
+        }
+        for i in 0..UPKEEP_THREADS {
+            queues.push((format!("elanus-upkeep-{i}"), upkeep_jobs.clone()));
         }
         let stopping = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
@@ -62,6 +72,7 @@ impl Jobs {
         Ok(Self {
             ddl: Mutex::new(Some(ddl)),
             maintenance: Mutex::new(Some(maintenance)),
+            upkeep: Mutex::new(Some(upkeep)),
             threads: Mutex::new(threads),
             stopping,
         })
@@ -89,12 +100,12 @@ impl Jobs {
 
     /// Runs long work whose outcome nobody waits for; false after the shutdown.
     pub(crate) fn in_background(&self, work: impl FnOnce() + Send + 'static) -> bool {
-        let job = Box::new(move || {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-                tracing::error!(error = %panicked(&*panic), "a background job failed");
-            }
-        });
-        submit(&self.maintenance, job).is_ok()
+        submit(&self.maintenance, caught(work)).is_ok()
+    }
+
+    /// Like [`Jobs::in_background`], for work that nothing else should wait for.
+    pub(crate) fn upkeep(&self, work: impl FnOnce() + Send + 'static) -> bool {
+        submit(&self.upkeep, caught(work)).is_ok()
     }
 
     /// Whether jobs should come to an end.
@@ -102,10 +113,15 @@ impl Jobs {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    /// Asks running jobs to come to an end.
+    pub(crate) fn ask_to_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
     /// Lets running jobs end and drops the waiting ones. Blocks.
     pub(crate) fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        for queue in [&self.ddl, &self.maintenance] {
+        self.ask_to_stop();
+        for queue in [&self.ddl, &self.maintenance, &self.upkeep] {
             queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
         let threads =
@@ -115,6 +131,14 @@ impl Jobs {
             let _ = thread.join();
         }
     }
+}
+
+fn caught(work: impl FnOnce() + Send + 'static) -> Job {
+    Box::new(move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            tracing::error!(error = %panicked(&*panic), "a background job failed");
+        }
+    })
 }
 
 fn submit(queue: &Mutex<Option<Sender<Job>>>, job: Job) -> Result<(), Error> {

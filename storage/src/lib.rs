@@ -28,14 +28,15 @@ mod recover;
 pub mod schema;
 mod search;
 mod segment;
+mod upkeep;
 mod view;
 
 pub use catalog::{
-    CatalogView, CollectionChange, CollectionInfo, DatabaseInfo, IndexDef, NewCollection, NewIndex,
-    PartitionInfo,
+    CatalogView, CollectionChange, CollectionInfo, DatabaseInfo, GraphDef, IndexDef, NewCollection,
+    NewIndex, PartitionInfo,
 };
 pub use clock::{HybridClock, Ts, Wall};
-pub use collection::{Collection, SegmentState, SegmentStats, Stats, Written};
+pub use collection::{Collection, IndexProgress, SegmentState, SegmentStats, Stats, Written};
 pub use engine::{Durability, Engine, Health, LogCounters, Options};
 pub use error::Error;
 pub use keys::{Key, KeyRef, Keys};

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::blobs::Blobs;
+use crate::catalog::GraphDef;
 use crate::clock::Ts;
 use crate::document::Document;
 use crate::log::Lsn;
@@ -92,6 +93,8 @@ pub(crate) struct IndexFile {
 pub(crate) enum IndexKind {
     /// Inverted lists over a sparse vector field.
     SparseInverted,
+    /// A graph over a dense vector field.
+    Hnsw(GraphDef),
 }
 
 /// What one commit changes.
@@ -105,6 +108,8 @@ pub(crate) struct Edit {
     pub(crate) deletes: Vec<(i64, SectionsFile)>,
     /// New index files of segments that stay; one per field replaces the one before.
     pub(crate) indexes: Vec<(i64, IndexFile)>,
+    /// Index files that go, as segment and field.
+    pub(crate) drop_indexes: Vec<(i64, i64)>,
     /// The new floor, where the edit moves it.
     pub(crate) log_floor: Option<Lsn>,
     /// The newest schema among the new segments.
@@ -175,6 +180,12 @@ impl Manifest {
                 Some(segment) => segment.deletes = Some(deletes),
                 None => return broken(Invariant::OnlyLiveSegmentsChange, format!("segment {id}")),
             }
+        }
+        for (id, field) in edit.drop_indexes {
+            let Some(segment) = live.get_mut(&id) else {
+                return broken(Invariant::OnlyLiveSegmentsChange, format!("segment {id}"));
+            };
+            segment.indexes.retain(|old| old.field != field);
         }
         for (id, index) in edit.indexes {
             let Some(segment) = live.get_mut(&id) else {

@@ -46,15 +46,10 @@ impl Pools {
         run_on(&self.search, work)
     }
 
-    /// Runs long background work, such as building an index.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] if the work panics.
-    pub fn build<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
-        &self,
-        work: F,
-    ) -> impl Future<Output = Result<T, Error>> + Send + use<T, F> {
-        run_on(&self.build, work)
+    /// Runs long background work, such as building an index, and waits for it; a panic in it
+    /// goes on in the caller.
+    pub(crate) fn build<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.build.install(work)
     }
 
     /// Runs the short work that prepares a write.
@@ -99,7 +94,7 @@ mod tests {
         let pools = Pools::new(1, 1).unwrap();
         let name = || std::thread::current().name().unwrap_or("").to_owned();
         assert_eq!(pools.search(name).await.unwrap(), "elanus-search-0");
-        assert_eq!(pools.build(name).await.unwrap(), "elanus-build-0");
+        assert_eq!(pools.build(name), "elanus-build-0");
         assert_eq!(pools.write(name).await.unwrap(), "elanus-write-0");
         let error = pools.search(|| panic!("boom {}", 7)).await.unwrap_err();
         assert!(error.to_string().contains("boom 7"), "{error}");

@@ -17,7 +17,7 @@ use crate::apply::{self, Applier};
 use crate::blobs::{self, Blobs, Published};
 use crate::catalog::store::CatalogStore;
 use crate::catalog::{CatalogView, CollectionInfo};
-use crate::checkpoint::{self, repair};
+use crate::checkpoint;
 use crate::clock::{HybridClock, Ts};
 use crate::collection::Collection;
 use crate::engine::{Core, Options};
@@ -30,6 +30,7 @@ use crate::segment::Segment;
 use crate::segment::delete::DeleteMask;
 use crate::segment::sealed::SealedSegment;
 use crate::segment::section_file::SectionFile;
+use crate::upkeep::{self, repair};
 
 const LOCK_FILE: &str = "LOCK";
 const DATA_DIR: &str = "data";
@@ -158,6 +159,7 @@ fn recover(core: &Arc<Core>, log: LocalLog, log_start: Lsn) -> Result<(), Error>
             if let Err(error) = checkpoint::remove_dropped_partitions(&core, &collection) {
                 tracing::warn!(%error, "space of dropped partitions stays until the next start");
             }
+            upkeep::ask(&core, &collection);
         }
     });
     Ok(())

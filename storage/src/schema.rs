@@ -124,6 +124,11 @@ impl DataType {
         self.dim().is_some() || matches!(self, Self::SparseFloatVector)
     }
 
+    /// Whether this is a vector of numbers, one for each dimension.
+    pub fn is_dense_vector(&self) -> bool {
+        self.dim().is_some() && !matches!(self, Self::BinaryVector { .. })
+    }
+
     /// Whether this is one of the four integer types.
     pub fn is_integer(&self) -> bool {
         matches!(self, Self::Int8 | Self::Int16 | Self::Int32 | Self::Int64)

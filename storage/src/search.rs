@@ -9,11 +9,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::Float32Type;
 use arrow_array::{Array, ArrayRef};
 use elanus_index::{
-    Cancel, Elem, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, SparseScan,
-    VectorIndex, Vectors,
+    Bounds, Cancel, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, SparseScan,
+    VectorIndex,
 };
 use rayon::prelude::*;
 
@@ -22,6 +21,7 @@ use crate::filter::{Columns, Predicate};
 use crate::keys::{Key, KeyColumn, Keys};
 use crate::schema::{DataType, Field};
 use crate::segment::Segment;
+use crate::segment::index::vectors;
 use crate::view::{ReadView, RowAddr};
 
 /// 32,768 rows: the piece of a sealed segment that one thread scans at a time. Large enough that
@@ -65,8 +65,12 @@ pub struct AnnQuery<'a> {
     pub metric: Metric,
     /// In the field's own element type and dimension.
     pub queries: &'a [Query<'a>],
-    /// How many rows are wanted, and within which scores.
+    /// How many rows are wanted, and within which scores. With bounds on the scores, the answer
+    /// is exact.
     pub params: SearchParams,
+    /// Look at every selected row, even where a graph would do: what pages one after another
+    /// make up a ranking without gaps.
+    pub exact: bool,
 }
 
 /// The rows of a [`Scope`] in one view; of no use with another view.
@@ -143,6 +147,8 @@ impl ReadView {
     ) -> Result<Vec<Vec<Found>>, Error> {
         let field = self.known_field(ann.field)?;
         let segments = self.segments()?;
+        // A graph gives the best rows, of which it may miss some, but not all within bounds.
+        let exact = ann.exact || ann.params.bounds != Bounds::default();
         let mut pieces = Vec::new();
         for (position, segment) in segments.iter().enumerate() {
             let Some(masks) = selection.segments.get(position).and_then(Option::as_ref) else {
@@ -152,13 +158,17 @@ impl ReadView {
                 if mask.is_none() {
                     continue;
                 }
-                pieces.extend(split(rows, segment, field).map(|(from, len)| Piece {
+                let index = segment.index(field, ann.metric, exact);
+                // Only scans can be split: an index covers its whole segment.
+                let size = if index.is_some() { rows } else { PIECE_ROWS };
+                pieces.extend((0..rows).step_by(size.max(1)).map(|from| Piece {
                     segment: position as u32,
                     chunk,
                     chunk_start: start,
                     from,
-                    len,
+                    len: size.min(rows - from),
                     mask,
+                    index: index.clone(),
                 }));
             }
         }
@@ -306,17 +316,8 @@ struct Piece<'a> {
     len: usize,
     /// Of the whole chunk.
     mask: &'a RowMask,
-}
-
-/// Only scans of dense rows can be split: an inverted index covers its whole segment.
-fn split(
-    rows: usize,
-    segment: &Segment,
-    field: &Field,
-) -> impl Iterator<Item = (usize, usize)> + use<> {
-    let whole = segment.sparse_index(field).is_some();
-    let size = if whole { rows.max(1) } else { PIECE_ROWS };
-    (0..rows).step_by(size).map(move |from| (from, size.min(rows - from)))
+    /// Over the whole chunk, if there is one.
+    index: Option<Arc<dyn VectorIndex>>,
 }
 
 impl Piece<'_> {
@@ -337,7 +338,12 @@ impl Piece<'_> {
         if let Some(nulls) = column.nulls().filter(|nulls| nulls.null_count() > 0) {
             allowed.and_with(&RowMask::from_boolean_buffer(nulls.inner()));
         }
-        let index = open(segment, field, &column, ann.metric, whole)?;
+        if let Some(index) = &self.index {
+            let search =
+                |query: &Query<'_>| Ok(index.search(query, &ann.params, &allowed, cancel)?);
+            return ann.queries.par_iter().map(search).collect();
+        }
+        let index = scan(field, &column, ann.metric)?;
         if segment.is_sorted_by_key() {
             return Ok(index.search_many(ann.queries, &ann.params, &allowed, cancel)?);
         }
@@ -365,14 +371,8 @@ impl Piece<'_> {
     }
 }
 
-/// The index that answers for a run of rows; exact where there is none of its own.
-fn open(
-    segment: &Segment,
-    field: &Field,
-    column: &ArrayRef,
-    metric: Metric,
-    whole: bool,
-) -> Result<Arc<dyn VectorIndex>, Error> {
+/// Looks at every row of a column.
+fn scan(field: &Field, column: &ArrayRef, metric: Metric) -> Result<Box<dyn VectorIndex>, Error> {
     if field.data_type == DataType::SparseFloatVector {
         if metric != Metric::Ip {
             return Err(Error::Invalid(format!(
@@ -380,59 +380,13 @@ fn open(
                 field.name
             )));
         }
-        if whole && let Some(index) = segment.sparse_index(field) {
-            return Ok(index);
-        }
         let rows = column.as_binary::<i64>();
-        return Ok(Arc::new(SparseScan::new(
+        return Ok(Box::new(SparseScan::new(
             rows.offsets().inner().clone(),
             rows.values().clone(),
         )));
     }
-    Ok(Arc::new(FlatIndex::new(vectors(field, column)?, metric)))
-}
-
-/// The rows of a dense vector column, without a copy.
-pub(crate) fn vectors(field: &Field, column: &ArrayRef) -> Result<Vectors, Error> {
-    let (elem, dim) = match field.data_type {
-        DataType::FloatVector { dim } => (Elem::F32, dim),
-        DataType::Float16Vector { dim } => (Elem::F16, dim),
-        DataType::BFloat16Vector { dim } => (Elem::Bf16, dim),
-        DataType::Int8Vector { dim } => (Elem::I8, dim),
-        DataType::BinaryVector { dim } => (Elem::Bit, dim),
-        DataType::Bool
-        | DataType::Int8
-        | DataType::Int16
-        | DataType::Int32
-        | DataType::Int64
-        | DataType::Float
-        | DataType::Double
-        | DataType::VarChar { .. }
-        | DataType::Json
-        | DataType::Array { .. }
-        | DataType::SparseFloatVector => {
-            return Err(Error::Invalid(format!("field `{}` holds no vectors", field.name)));
-        }
-    };
-    let buffer = match elem {
-        Elem::F32 => {
-            let values = column.as_fixed_size_list().values();
-            values.as_primitive::<Float32Type>().values().inner().clone()
-        }
-        Elem::F16 | Elem::Bf16 | Elem::I8 | Elem::Bit => {
-            column.as_fixed_size_binary().values().clone()
-        }
-    };
-    let vectors = Vectors::new(buffer, elem, dim as usize)?;
-    if vectors.rows() != column.len() {
-        return Err(Error::Internal(format!(
-            "field `{}`: {} vectors for {} rows",
-            field.name,
-            vectors.rows(),
-            column.len()
-        )));
-    }
-    Ok(vectors)
+    Ok(Box::new(FlatIndex::new(vectors(field, column)?, metric)))
 }
 
 #[cfg(test)]

@@ -2,14 +2,15 @@
 //!
 //! Parameters come flat, as one JSON text under `params`, or both; the type and the metric may be
 //! missing. They are stored flat, with the two completed, so that a client is told what it asked
-//! for. Which index answers is the node's own choice.
+//! for. Which index answers is the node's own choice ([`IndexSpec::graph`], docs/indexes.md).
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
-use elanus_index::Metric;
+use elanus_index::{HnswParams, Metric};
 use elanus_proto::codes::Code;
 use elanus_storage::schema::{DataType, Field};
-use elanus_storage::{CollectionInfo, IndexDef};
+use elanus_storage::{CollectionInfo, GraphDef, IndexDef};
 
 use super::lookup;
 use crate::status::Failure;
@@ -38,6 +39,16 @@ const BINARY_TYPES: [&str; 3] = [AUTO, "BIN_FLAT", "BIN_IVF_FLAT"];
 const SPARSE_TYPES: [&str; 3] = [AUTO, "SPARSE_INVERTED_INDEX", "SPARSE_WAND"];
 const SCALAR_TYPES: [&str; 8] =
     [AUTO, "INVERTED", "BITMAP", "STL_SORT", "Trie", "NGRAM", "HYBRID", "ASCENDING"];
+
+/// Types that promise an exact answer: no graph is built for them.
+const EXACT_TYPES: [&str; 2] = ["FLAT", "GPU_BRUTE_FORCE"];
+
+/// Links per row of a graph whose definition names no `M`.
+const DEFAULT_M: usize = 16;
+/// Beam width of a build whose definition names no `efConstruction`.
+const DEFAULT_EF_CONSTRUCTION: usize = 200;
+/// Beyond this a build would only take longer.
+const MAX_EF_CONSTRUCTION: usize = 4096;
 
 const DENSE_METRICS: [&str; 3] = ["COSINE", "L2", "IP"];
 const BINARY_METRICS: [&str; 2] = ["HAMMING", "JACCARD"];
@@ -135,6 +146,38 @@ impl IndexSpec {
         metric(&self.metric_name)
     }
 
+    /// The graph that this index means for `field`: none for an exact type and for fields whose
+    /// vectors are not dense. Whatever else the type is called, a graph is what is built.
+    ///
+    /// # Errors
+    /// Code 1100 for an `M` or `efConstruction` out of range.
+    pub fn graph(&self, field: &Field) -> Result<Option<GraphDef>, Failure> {
+        let Some(metric) = self.metric().filter(|_| field.data_type.is_dense_vector()) else {
+            return Ok(None);
+        };
+        if EXACT_TYPES.contains(&self.index_type.as_str()) {
+            return Ok(None);
+        }
+        let m = self.number("M", 2..=HnswParams::MAX_M)?.unwrap_or(DEFAULT_M);
+        let ef_construction = self
+            .number("efConstruction", 1..=MAX_EF_CONSTRUCTION)?
+            .unwrap_or(DEFAULT_EF_CONSTRUCTION);
+        Ok(Some(GraphDef { metric, m, ef_construction }))
+    }
+
+    /// A build parameter that must be a whole number within limits.
+    fn number(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<usize>, Failure> {
+        let Some(text) = self.build.get(key) else { return Ok(None) };
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.map(Some).ok_or_else(|| {
+            Failure::invalid(format!(
+                "param '{key}' ({text}) should be in range [{}, {}]",
+                range.start(),
+                range.end()
+            ))
+        })
+    }
+
     /// The parameters as they are stored and described: flat, the type and the metric first.
     pub fn params(&self) -> Vec<(String, String)> {
         let mut params = vec![("index_type".to_owned(), self.index_type.clone())];
@@ -173,20 +216,15 @@ pub fn metric(name: &str) -> Option<Metric> {
     }
 }
 
-/// The name and the kind of the metric that a vector field is searched by: that of its index,
-/// else the default of its type. `None` for a scalar field.
+/// What a field is searched with: its index, else the default of its type.
 ///
 /// # Errors
 /// Code 5 when the stored definition of the index is not one.
-pub fn metric_of_field(
-    info: &CollectionInfo,
-    field: &Field,
-) -> Result<Option<(String, Metric)>, Failure> {
+pub fn spec_of_field(info: &CollectionInfo, field: &Field) -> Result<IndexSpec, Failure> {
     let params = info.index_of_field(&field.name).map_or(&[][..], |index| &index.params);
-    let spec = IndexSpec::parse(params, field).map_err(|failure| {
+    IndexSpec::parse(params, field).map_err(|failure| {
         Failure::new(Code::ServiceInternal, failure.reason()).context("stored index definition")
-    })?;
-    Ok(spec.metric().map(|metric| (spec.metric_name, metric)))
+    })
 }
 
 fn known(names: &[&str], text: &str) -> Option<String> {
@@ -278,6 +316,30 @@ mod tests {
             params(&[("index_type", "IVF_FLAT"), ("metric_type", "COSINE"), ("nlist", "128")]);
         assert_eq!(spec.params(), described);
         assert_eq!(IndexSpec::parse(&described, &dense).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_graph_is_built_for_every_dense_type_that_is_not_exact() {
+        let dense = field(DataType::FloatVector { dim: 4 });
+        let graph = |pairs: &[(&str, &str)], field: &Field| {
+            IndexSpec::parse(&params(pairs), field).unwrap().graph(field)
+        };
+        let usual = GraphDef { metric: Metric::Cosine, m: 16, ef_construction: 200 };
+        assert_eq!(graph(&[], &dense).unwrap(), Some(usual));
+        for name in ["HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_PQ", "SCANN", "DISKANN"] {
+            assert_eq!(graph(&[("index_type", name)], &dense).unwrap(), Some(usual), "{name}");
+        }
+        let asked = [("metric_type", "L2"), ("M", "8"), ("efConstruction", "64")];
+        let expected = GraphDef { metric: Metric::L2, m: 8, ef_construction: 64 };
+        assert_eq!(graph(&asked, &dense).unwrap(), Some(expected));
+        assert_eq!(graph(&[("index_type", "FLAT")], &dense).unwrap(), None);
+        assert_eq!(graph(&[], &field(DataType::BinaryVector { dim: 8 })).unwrap(), None);
+        assert_eq!(graph(&[], &field(DataType::SparseFloatVector)).unwrap(), None);
+        assert_eq!(graph(&[], &field(DataType::Int64)).unwrap(), None);
+        for (key, value) in [("M", "1"), ("M", "2049"), ("M", "x"), ("efConstruction", "0")] {
+            let refused = graph(&[(key, value)], &dense).unwrap_err();
+            assert!(refused.reason().contains(&format!("param '{key}' ({value})")), "{refused}");
+        }
     }
 
     #[test]

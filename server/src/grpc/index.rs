@@ -1,10 +1,10 @@
-//! Index definitions: what is asked for is stored and told back; every search is answered
-//! whether or not an index file exists yet, so an index is finished as soon as it is defined.
+//! Index definitions: what is asked for is stored and told back, and how far it is built. Every
+//! search is answered whether or not an index is finished yet.
 
 use elanus_proto::codes::Code;
 use elanus_proto::common::{IndexState, Status};
 use elanus_proto::milvus::*;
-use elanus_storage::{CollectionInfo, IndexDef, NewIndex};
+use elanus_storage::{CollectionInfo, IndexDef, IndexProgress, NewIndex};
 
 use crate::convert::index::IndexSpec;
 use crate::convert::{key_values, names, pairs, parse_bool};
@@ -49,7 +49,12 @@ impl Node {
                 other.field
             )));
         }
-        let new = NewIndex { name: name.clone(), field: field_name.clone(), params: spec.params() };
+        let new = NewIndex {
+            name: name.clone(),
+            field: field_name.clone(),
+            params: spec.params(),
+            graph: spec.graph(field)?,
+        };
         self.engine.create_index(&info.db, &info.name, new).await?;
         Ok(success())
     }
@@ -138,8 +143,29 @@ impl Node {
         ctx: &Context,
         request: GetIndexStateRequest,
     ) -> Result<GetIndexStateResponse, Failure> {
-        self.descriptions(ctx, &request.collection_name, &request.index_name, &request.field_name)?;
-        Ok(GetIndexStateResponse { state: IndexState::Finished.into(), ..Default::default() })
+        let found = self.descriptions(
+            ctx,
+            &request.collection_name,
+            &request.index_name,
+            &request.field_name,
+        )?;
+        // Of several, the one that is least far.
+        let rank = |index: &&IndexDescription| match index.state() {
+            IndexState::Failed => 0,
+            IndexState::Finished => 2,
+            IndexState::None
+            | IndexState::Unissued
+            | IndexState::InProgress
+            | IndexState::Retry => 1,
+        };
+        let Some(worst) = found.iter().min_by_key(rank) else {
+            return Err(Failure::internal("an index was described by nothing"));
+        };
+        Ok(GetIndexStateResponse {
+            status: None,
+            state: worst.state,
+            fail_reason: worst.index_state_fail_reason.clone(),
+        })
     }
 
     pub(super) async fn get_index_build_progress(
@@ -153,8 +179,9 @@ impl Node {
             &request.index_name,
             &request.field_name,
         )?;
-        let rows = found.first().map_or(0, |index| index.total_rows);
-        Ok(GetIndexBuildProgressResponse { status: None, indexed_rows: rows, total_rows: rows })
+        let (indexed_rows, total_rows) =
+            found.first().map_or((0, 0), |index| (index.indexed_rows, index.total_rows));
+        Ok(GetIndexBuildProgressResponse { status: None, indexed_rows, total_rows })
     }
 
     /// The indexes of a collection, all or those of that name or field; never none.
@@ -178,8 +205,8 @@ impl Node {
                 },
             ));
         }
-        let rows = i64::try_from(collection.stats().rows).unwrap_or(i64::MAX);
-        Ok(found.into_iter().map(|index| described(index, rows)).collect())
+        let describe = |index| described(index, collection.index_progress(index));
+        Ok(found.into_iter().map(describe).collect())
     }
 }
 
@@ -192,16 +219,23 @@ fn matching<'a>(info: &'a CollectionInfo, index_name: &str, field_name: &str) ->
         .collect()
 }
 
-fn described(index: &IndexDef, rows: i64) -> IndexDescription {
+fn described(index: &IndexDef, progress: IndexProgress) -> IndexDescription {
+    let count = |rows: usize| i64::try_from(rows).unwrap_or(i64::MAX);
+    let state = match (progress.pending, &progress.failure) {
+        (0, _) => IndexState::Finished,
+        (_, None) => IndexState::InProgress,
+        (_, Some(_)) => IndexState::Failed,
+    };
     IndexDescription {
         index_name: index.name.clone(),
         index_id: index.id,
         params: key_values(&index.params),
         field_name: index.field.clone(),
-        indexed_rows: rows,
-        total_rows: rows,
-        state: IndexState::Finished.into(),
-        pending_index_rows: 0,
+        indexed_rows: count(progress.rows - progress.pending.min(progress.rows)),
+        total_rows: count(progress.rows),
+        state: state.into(),
+        index_state_fail_reason: progress.failure.unwrap_or_default(),
+        pending_index_rows: count(progress.pending),
         ..Default::default()
     }
 }

@@ -17,7 +17,7 @@ use super::function::TextQuery;
 use super::group::{self, Grouping};
 use super::rank::{Candidate, narrow};
 use super::route::ByKey;
-use crate::convert::index::metric_of_field;
+use crate::convert::index::{IndexSpec, spec_of_field};
 use crate::convert::placeholder::{self, Placeholder, QueryRows};
 use crate::convert::results::restored;
 use crate::limits::Limits;
@@ -56,6 +56,8 @@ pub struct Leg {
     pub scope: LegScope,
     /// Hits (or groups) wanted per query, range limits and index parameters.
     pub params: SearchParams,
+    /// Every row is looked at, whatever index there is.
+    pub exact: bool,
 }
 
 /// Which part of a ranking is wanted, and how its scores are written.
@@ -136,7 +138,9 @@ impl Leg {
         k: usize,
     ) -> Result<Self, Failure> {
         let field = vector_field(&info.schema, params)?.clone();
-        let metric = metric(info, &field, params)?;
+        let spec = spec_of_field(info, &field)?;
+        let metric = metric(&spec, &field, params)?;
+        let effort = Effort::parse(&spec, params)?;
         let input = match request.search_input {
             Some(SearchInput::PlaceholderGroup(group)) => {
                 match placeholder::parse(group, &field)? {
@@ -177,10 +181,12 @@ impl Leg {
             },
             params: SearchParams {
                 k,
-                ef: params.int("ef")?.and_then(|ef| usize::try_from(ef).ok()),
+                ef: effort.beam,
                 bounds: bounds(metric, params)?,
                 drop_ratio: narrow(drop_ratio),
             },
+            // The pages of an iterator are one ranking: none may miss what the next begins behind.
+            exact: effort.exact || params.flag("iterator")?,
             field,
         })
     }
@@ -254,14 +260,67 @@ fn vector_field<'a>(schema: &'a Schema, params: &Params) -> Result<&'a Field, Fa
     }
 }
 
-fn metric(info: &CollectionInfo, field: &Field, params: &Params) -> Result<Metric, Failure> {
-    let (expected, metric) = metric_of_field(info, field)?
+fn metric(spec: &IndexSpec, field: &Field, params: &Params) -> Result<Metric, Failure> {
+    let metric = spec
+        .metric()
         .ok_or_else(|| Failure::internal(format!("field {} has no metric", field.name)))?;
     match params.text("metric_type") {
-        Some(actual) if !actual.eq_ignore_ascii_case(&expected) => {
-            Err(Failure::expected("metric type not match", expected, actual))
+        Some(actual) if !actual.eq_ignore_ascii_case(&spec.metric_name) => {
+            Err(Failure::expected("metric type not match", spec.metric_name.clone(), actual))
         }
         _ => Ok(metric),
+    }
+}
+
+/// Places of the beam for each cluster that an IVF search would look into: at Milvus's usual 8
+/// clusters it is as wide as where nothing is asked for.
+const BEAM_PER_PROBE: usize = 8;
+/// Clusters where the definition of an IVF index names no number.
+const DEFAULT_NLIST: usize = 128;
+/// Places of the beam for each level of AUTOINDEX.
+const BEAM_PER_LEVEL: usize = 64;
+
+/// How hard a search looks, in the words of the index type that it was defined as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Effort {
+    /// Beam width, where one is asked for.
+    beam: Option<usize>,
+    /// As good as looking at every row is asked for.
+    exact: bool,
+}
+
+impl Effort {
+    /// `ef` counts for every type; `nprobe` for those with clusters, `search_list` for DISKANN,
+    /// `reorder_k` for SCANN, `level` for AUTOINDEX. What belongs to another type is ignored.
+    fn parse(spec: &IndexSpec, params: &Params) -> Result<Self, Failure> {
+        let number = |key: &str| match params.int(key)? {
+            None => Ok(None),
+            Some(number) => match usize::try_from(number) {
+                Ok(number @ 1..) => Ok(Some(number)),
+                _ => Err(Failure::invalid(format!(
+                    "{key} [{number}] is invalid, it should be at least 1"
+                ))),
+            },
+        };
+        if let Some(ef) = number("ef")? {
+            return Ok(Self { beam: Some(ef), exact: false });
+        }
+        let kind = spec.index_type.as_str();
+        match kind {
+            "DISKANN" => Ok(Self { beam: number("search_list")?, exact: false }),
+            "AUTOINDEX" => {
+                let beam = number("level")?.map(|level| level.saturating_mul(BEAM_PER_LEVEL));
+                Ok(Self { beam, exact: false })
+            }
+            _ if kind == "SCANN" || kind.contains("IVF_") => {
+                let nlist = spec.build.get("nlist").and_then(|text| text.parse().ok());
+                let probes = number("nprobe")?;
+                let beam = probes.map(|probes| probes.saturating_mul(BEAM_PER_PROBE));
+                let exact = probes.is_some_and(|n| n >= nlist.unwrap_or(DEFAULT_NLIST));
+                Ok(Self { beam: beam.max(number("reorder_k")?), exact })
+            }
+            _ => Ok(Self::default()),
+        }
     }
 }
 
@@ -410,7 +469,13 @@ pub fn run_one(
     cancel: &Cancel,
 ) -> Result<Vec<Vec<Found>>, Failure> {
     let queries = rows.queries();
-    let ann = AnnQuery { field: &leg.field.name, metric: leg.metric, queries: &queries, params };
+    let ann = AnnQuery {
+        field: &leg.field.name,
+        metric: leg.metric,
+        queries: &queries,
+        params,
+        exact: leg.exact,
+    };
     Ok(view.search(selection, &ann, cancel)?)
 }
 
@@ -529,6 +594,40 @@ mod tests {
                 .contains("(offset+limit) should be in range [1, 16384], but got 20000")
         );
         assert!(reason(&[("topk", "1"), ("round_decimal", "7")]).contains("round_decimal [7]"));
+    }
+
+    #[test]
+    fn each_index_type_says_in_its_own_words_how_hard_to_look() {
+        let field = Field {
+            id: 100,
+            name: "f".to_owned(),
+            description: String::new(),
+            data_type: elanus_storage::schema::DataType::FloatVector { dim: 4 },
+            nullable: false,
+            default: None,
+            primary_key: false,
+            auto_id: false,
+            partition_key: false,
+            clustering_key: false,
+            dynamic: false,
+            function_output: false,
+            type_params: Vec::new(),
+        };
+        let effort = |kind: &str, pairs: &[(&str, &str)]| {
+            let index = [("index_type".to_owned(), kind.to_owned())];
+            Effort::parse(&IndexSpec::parse(&index, &field).unwrap(), &params(pairs))
+        };
+        let beam = |beam| Effort { beam: Some(beam), exact: false };
+        assert_eq!(effort("HNSW", &[("ef", "100")]).unwrap(), beam(100));
+        assert_eq!(effort("HNSW", &[("nprobe", "100")]).unwrap(), Effort::default());
+        assert_eq!(effort("IVF_FLAT", &[("nprobe", "16")]).unwrap(), beam(128));
+        let all = Effort { beam: Some(1024), exact: true };
+        assert_eq!(effort("IVF_SQ8", &[("nprobe", "128")]).unwrap(), all);
+        assert_eq!(effort("SCANN", &[("nprobe", "8"), ("reorder_k", "90")]).unwrap(), beam(90));
+        assert_eq!(effort("DISKANN", &[("search_list", "30")]).unwrap(), beam(30));
+        assert_eq!(effort("AUTOINDEX", &[("level", "2")]).unwrap(), beam(128));
+        assert_eq!(effort("FLAT", &[]).unwrap(), Effort::default());
+        assert!(effort("HNSW", &[("ef", "0")]).unwrap_err().reason().contains("ef [0] is invalid"));
     }
 
     #[test]

@@ -344,13 +344,19 @@ impl CatalogView {
         collection: &str,
         new: NewIndex,
     ) -> Result<(Arc<CollectionInfo>, IndexDef), Error> {
-        let NewIndex { name, field, params } = new;
+        let NewIndex { name, field, params, graph } = new;
         let name = if name.is_empty() { field.clone() } else { name };
         let info = Arc::clone(self.require(db, collection)?);
-        if info.schema.field(&field).is_none() {
+        let Some(indexed) = info.schema.field(&field) else {
             return Err(Error::Invalid(format!(
                 "collection `{}` has no field `{field}` to index",
                 info.name
+            )));
+        };
+        if graph.is_some() && !indexed.data_type.is_dense_vector() {
+            return Err(Error::Invalid(format!(
+                "a graph needs dense vectors, field `{field}` is {}",
+                indexed.data_type.name()
             )));
         }
         let taken = (info.indexes.iter()).find(|index| index.name == name || index.field == field);
@@ -364,7 +370,7 @@ impl CatalogView {
                 index.name, index.field
             )));
         }
-        let index = IndexDef { id: self.new_id(), name, field, params };
+        let index = IndexDef { id: self.new_id(), name, field, params, graph };
         let info = self.edit(info.id, |info, _| {
             info.indexes.push(index.clone());
             Ok(())

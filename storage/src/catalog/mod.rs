@@ -14,6 +14,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use elanus_index::Metric;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -65,6 +66,32 @@ pub struct IndexDef {
     /// As the user gave them (`index_type`, `metric_type`, ...), flat.
     #[serde(default)]
     pub params: Vec<(String, String)>,
+    /// The graph that sealed segments get; without one the field is searched exactly.
+    #[serde(default)]
+    pub graph: Option<GraphDef>,
+}
+
+/// What graph a dense vector field is searched with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphDef {
+    /// What nearness means to it; a search by another metric is answered exactly.
+    #[serde(with = "MetricName")]
+    pub metric: Metric,
+    /// As in [`elanus_index::HnswParams`].
+    pub m: usize,
+    /// As in [`elanus_index::HnswParams`].
+    pub ef_construction: usize,
+}
+
+/// How a metric is called on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Metric", rename_all = "lowercase")]
+enum MetricName {
+    L2,
+    Ip,
+    Cosine,
+    Hamming,
+    Jaccard,
 }
 
 /// A collection as the catalog knows it.
@@ -149,7 +176,7 @@ pub struct NewCollection {
 }
 
 /// What [`crate::Engine::create_index`] needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct NewIndex {
     /// Empty: named after the field.
     pub name: String,
@@ -157,6 +184,8 @@ pub struct NewIndex {
     pub field: String,
     /// Stored and echoed.
     pub params: Vec<(String, String)>,
+    /// The graph to build over the field, which must hold dense vectors.
+    pub graph: Option<GraphDef>,
 }
 
 /// One change of a collection.

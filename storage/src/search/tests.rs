@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arrow_array::types::Int64Type;
+use arrow_array::types::{Float32Type, Int64Type};
 use arrow_array::{RecordBatch, UInt32Array};
 use arrow_select::take::take_record_batch;
 use elanus_index::{Bounds, SparseRow};
@@ -48,7 +48,7 @@ struct Fixture {
 struct NoRepair;
 
 impl Repair for NoRepair {
-    fn index_is_damaged(&self, _: i64, _: i64) {
+    fn index_is_damaged(&self) {
         panic!("a fresh index is sound");
     }
 }
@@ -300,7 +300,7 @@ proptest! {
         let bounds = Bounds { above, at_most: None };
         let params = SearchParams { k, bounds, ..SearchParams::default() };
         let check = |field, metric, queries: &[Query<'_>], score: &dyn Fn(usize, usize) -> Option<f32>| {
-            let ann = AnnQuery { field, metric, queries, params };
+            let ann = AnnQuery { field, metric, queries, params, exact: false };
             let lists = view.search(&selection, &ann, &cancel).unwrap();
             assert_eq!(lists.len(), queries.len());
             for (number, list) in lists.iter().enumerate() {
@@ -373,6 +373,7 @@ fn equal_scores_are_ordered_by_key_even_at_the_last_place() {
             metric: Metric::Hamming,
             queries: &[Query::Dense(&zeros)],
             params: SearchParams { k, ..SearchParams::default() },
+            exact: false,
         };
         let found = &fixture.view.search(&selection, &ann, &Cancel::never()).unwrap()[0];
         let addrs: Vec<_> = found.iter().map(|found| found.addr).collect();
@@ -394,7 +395,7 @@ fn mistakes_of_the_caller_are_errors() {
     let selection = view.select(&Scope::default(), &cancel).unwrap();
     let search = |field, metric, query| {
         let params = SearchParams { k: 3, ..SearchParams::default() };
-        let ann = AnnQuery { field, metric, queries: &[query], params };
+        let ann = AnnQuery { field, metric, queries: &[query], params, exact: false };
         view.search(&selection, &ann, &cancel).unwrap_err().to_string()
     };
     let short = [0_u8; 8];

@@ -10,6 +10,7 @@ pub(crate) mod delete;
 mod digest;
 mod file;
 pub(crate) mod growing;
+pub(crate) mod index;
 pub(crate) mod seal;
 pub(crate) mod sealed;
 pub(crate) mod section_file;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use arrow_array::ArrayRef;
 use arrow_buffer::ScalarBuffer;
-use elanus_index::{Row, RowMask, SparseIndex};
+use elanus_index::{Metric, Row, RowMask, VectorIndex};
 
 use crate::Error;
 use crate::clock::Ts;
@@ -147,11 +148,17 @@ impl Segment {
         }
     }
 
-    /// The inverted index over a sparse vector field, if the segment has one that is sound.
-    pub(crate) fn sparse_index(&self, field: &Field) -> Option<Arc<SparseIndex>> {
+    /// The index over a vector field, if the segment has one that is sound, measures by `metric`
+    /// and, where that is asked for, finds exactly what a look at every row would.
+    pub(crate) fn index(
+        &self,
+        field: &Field,
+        metric: Metric,
+        exact: bool,
+    ) -> Option<Arc<dyn VectorIndex>> {
         match &self.body {
             Body::Growing(_) => None,
-            Body::Sealed(sealed) => sealed.sparse_index(field.id),
+            Body::Sealed(sealed) => sealed.index(field, metric, exact),
         }
     }
 }

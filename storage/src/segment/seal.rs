@@ -5,22 +5,22 @@
 
 use std::sync::Arc;
 
-use arrow_array::{Array, ArrayRef, LargeBinaryArray, RecordBatch, UInt64Array};
+use arrow_array::{Array, ArrayRef, RecordBatch, UInt64Array};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType as ArrowType, Field as ArrowField, Schema as ArrowSchema};
 use arrow_select::interleave::interleave;
-use elanus_index::{Row, SparseIndex, SparseRow};
+use elanus_index::{Cancel, Row};
 
 use super::Segment;
 use super::delete::DeleteMask;
 use super::digest::column_crc;
+use super::index;
 use super::sealed::{self, CHECKSUMS, COLLECTION, FORMAT, FORMAT_KEY, SEGMENT};
-use super::section_file::{self, Section};
 use crate::Error;
 use crate::blobs::Blobs;
 use crate::clock::Ts;
 use crate::keys::{KeyColumn, KeyRef};
-use crate::manifest::{IndexFile, IndexKind, SectionsFile, SegmentEntry, collection_dir};
+use crate::manifest::{IndexKind, SegmentEntry, collection_dir};
 use crate::schema::{DataType, Schema, TS};
 
 /// Rows in the order of a sealed segment, with their timestamps as the last column.
@@ -145,8 +145,8 @@ pub(crate) fn write(
             let column = batch
                 .column_by_name(&field.name)
                 .ok_or_else(|| Error::Internal(format!("field `{}` was not sealed", field.name)))?;
-            write_sparse_index(blobs, &dir, &index_name(id, field.id), column)
-                .map(|sections| index_file(field.id, sections))
+            let (file, kind) = (index_name(id, field.id), IndexKind::SparseInverted);
+            index::write(blobs, &dir, &file, kind, field, column, &Cancel::never())
         })
         .collect::<Result<_, _>>()?;
     Ok(SegmentEntry {
@@ -164,31 +164,6 @@ pub(crate) fn write(
 /// Name of the index file that is written with a new segment.
 pub(crate) fn index_name(segment: i64, field: i64) -> String {
     format!("{segment}-{field}.idx")
-}
-
-/// The manifest's entry for a sparse index.
-pub(crate) fn index_file(field: i64, sections: SectionsFile) -> IndexFile {
-    IndexFile { field, kind: IndexKind::SparseInverted, sections }
-}
-
-/// Builds the inverted index over a sparse vector column and publishes it as `file` in `dir`.
-pub(crate) fn write_sparse_index(
-    blobs: &Blobs,
-    dir: &str,
-    file: &str,
-    column: &ArrayRef,
-) -> Result<SectionsFile, Error> {
-    let vectors = column
-        .as_any()
-        .downcast_ref::<LargeBinaryArray>()
-        .ok_or_else(|| Error::Internal("a sparse vector column is LargeBinary".into()))?;
-    let rows = (0..vectors.len())
-        .map(|row| if vectors.is_null(row) { &[] } else { vectors.value(row) })
-        .map(SparseRow::trusted);
-    let sections: Vec<Section> = (SparseIndex::build(rows).into_iter())
-        .map(|(name, bytes)| Section::new(name, bytes))
-        .collect();
-    section_file::write(blobs, dir, file, column.len(), &sections)
 }
 
 fn to_u32(n: usize) -> Result<u32, Error> {

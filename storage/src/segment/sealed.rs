@@ -2,8 +2,7 @@
 //!
 //! Nothing is read on opening but header and footer, whose checksums the manifest holds. A column
 //! is verified against its checksum in the footer when it is first touched, and decoded in place;
-//! from then on its array is handed out. A damaged column is an error that names the file. A
-//! damaged or missing index is no error: the rows answer without it while it is built anew.
+//! from then on its array is handed out. A damaged column is an error that names the file.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,11 +17,11 @@ use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::{FileDecoder, read_footer_length};
 use arrow_ipc::{Block, MetadataVersion, root_as_footer};
 use arrow_schema::SchemaRef;
-use elanus_index::{RowMask, SparseIndex};
+use elanus_index::{Metric, RowMask, VectorIndex};
 
 use super::digest::column_crc;
 use super::file::map;
-use super::section_file::SectionFile;
+use super::index::{Index, Opened};
 use crate::Error;
 use crate::blobs::Published;
 use crate::clock::Ts;
@@ -43,10 +42,10 @@ pub(super) const CHECKSUMS: &str = "elanus.crc32c";
 /// Bytes after the footer: its length and the magic.
 const TRAILER: usize = 10;
 
-/// Told when an index turns out to be damaged; rebuilds it in the background.
+/// Told when an index turns out to be damaged; has it built anew in the background.
 pub(crate) trait Repair: Send + Sync + std::fmt::Debug {
-    /// The index over `field` of `segment` is not usable.
-    fn index_is_damaged(&self, segment: i64, field: i64);
+    /// An index of a segment of the collection is not usable.
+    fn index_is_damaged(&self);
 }
 
 /// A sealed segment, open.
@@ -63,22 +62,8 @@ pub(crate) struct SealedSegment {
     columns: Vec<OnceLock<Result<ArrayRef, Error>>>,
     keys: OnceLock<Result<KeyColumn, Error>>,
     key_name: String,
-    indexes: Vec<Index>,
+    indexes: ArcSwap<Vec<Arc<Index>>>,
     repair: Arc<dyn Repair>,
-}
-
-#[derive(Debug)]
-struct Index {
-    field: i64,
-    state: ArcSwap<IndexState>,
-}
-
-#[derive(Debug)]
-enum IndexState {
-    Unopened(IndexFile, Arc<Published>),
-    Open(Arc<SparseIndex>, Arc<Published>),
-    /// Damaged; being rebuilt.
-    Damaged,
 }
 
 impl SealedSegment {
@@ -98,11 +83,7 @@ impl SealedSegment {
         layout.check(entry).map_err(|detail| Error::corrupt(&path, detail))?;
         let columns = layout.schema.fields().iter().map(|_| OnceLock::new()).collect();
         let indexes = (entry.indexes.iter())
-            .map(|index| {
-                let file = Arc::new(Published::new(dir.path().join(&index.sections.file)));
-                let state = ArcSwap::from_pointee(IndexState::Unopened(index.clone(), file));
-                Index { field: index.field, state }
-            })
+            .map(|index| Arc::new(Index::new(dir.path(), index.clone())))
             .collect();
         Ok(Self {
             id: entry.id,
@@ -114,7 +95,7 @@ impl SealedSegment {
             columns,
             keys: OnceLock::new(),
             key_name: schema.primary().name.clone(),
-            indexes,
+            indexes: ArcSwap::from_pointee(indexes),
             repair,
         })
     }
@@ -132,20 +113,10 @@ impl SealedSegment {
         self.file.path()
     }
 
-    /// Ids of the fields with an index file.
-    pub(crate) fn indexed_fields(&self) -> impl Iterator<Item = i64> {
-        self.indexes.iter().map(|index| index.field)
-    }
-
     /// Removes the files when the last reader lets go.
     pub(crate) fn doom(&self) {
         self.file.doom();
-        for index in &self.indexes {
-            match &**index.state.load() {
-                IndexState::Unopened(_, file) | IndexState::Open(_, file) => file.doom(),
-                IndexState::Damaged => {}
-            }
-        }
+        self.indexes.load().iter().for_each(|index| index.doom());
     }
 
     /// See [`super::Segment::column`].
@@ -200,51 +171,67 @@ impl SealedSegment {
         Ok(RowMask::from_fn(self.rows, |row| times[row as usize] <= ts.0))
     }
 
-    /// The index over a sparse vector field; `None` where there is none, or none that is sound.
-    pub(crate) fn sparse_index(&self, field: i64) -> Option<Arc<SparseIndex>> {
-        let index = self.indexes.iter().find(|index| index.field == field)?;
-        let state = index.state.load();
-        match &**state {
-            IndexState::Open(opened, _) => Some(Arc::clone(opened)),
-            IndexState::Damaged => None,
-            IndexState::Unopened(entry, file) => match self.open_index(entry, file.path()) {
-                Ok(opened) => {
-                    let opened = Arc::new(opened);
-                    let open = IndexState::Open(Arc::clone(&opened), Arc::clone(file));
-                    index.state.store(Arc::new(open));
-                    Some(opened)
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        %error, segment = self.id, field,
-                        "an index is not usable; it is built anew, searches scan until then"
-                    );
-                    index.state.store(Arc::new(IndexState::Damaged));
-                    self.repair.index_is_damaged(self.id, field);
-                    None
-                }
-            },
+    /// See [`super::Segment::index`].
+    pub(crate) fn index(
+        &self,
+        field: &Field,
+        metric: Metric,
+        exact: bool,
+    ) -> Option<Arc<dyn VectorIndex>> {
+        let indexes = self.indexes.load();
+        let index = indexes.iter().find(|index| index.field() == field.id)?;
+        let answers = match index.kind() {
+            IndexKind::SparseInverted => metric == Metric::Ip,
+            IndexKind::Hnsw(graph) => metric == graph.metric && !exact,
+        };
+        if !answers {
+            return None;
+        }
+        // Whoever reads the rows instead is told that they are damaged.
+        let column = self.column(field).ok()?;
+        match index.open(self.rows, field, &column) {
+            Ok(opened) => opened.map(Opened::into_dyn),
+            Err(error) => {
+                tracing::warn!(
+                    %error, segment = self.id, field = field.id,
+                    "an index is not usable; it is built anew, searches scan until then"
+                );
+                self.repair.index_is_damaged();
+                None
+            }
         }
     }
 
-    fn open_index(&self, entry: &IndexFile, path: &Path) -> Result<SparseIndex, Error> {
-        let IndexKind::SparseInverted = entry.kind;
-        let sections = SectionFile::open(path, &entry.sections)?;
-        if sections.rows() != self.rows {
-            let detail =
-                format!("the index covers {} rows, the segment has {}", sections.rows(), self.rows);
-            return Err(Error::corrupt(path, detail));
-        }
-        SparseIndex::open(&sections.verified()?)
-            .map_err(|error| Error::corrupt(path, error.to_string()))
+    /// The index files there are.
+    pub(crate) fn indexes(&self) -> Arc<Vec<Arc<Index>>> {
+        self.indexes.load_full()
     }
 
-    /// Puts a rebuilt index in the place of a damaged one.
-    pub(crate) fn replace_index(&self, entry: IndexFile) {
-        if let Some(index) = self.indexes.iter().find(|index| index.field == entry.field) {
-            let file = Arc::new(Published::new(self.dir.path().join(&entry.sections.file)));
-            index.state.store(Arc::new(IndexState::Unopened(entry, file)));
-        }
+    /// Puts an index in the place of the one that the field had, whose file goes with its last
+    /// reader.
+    pub(crate) fn put_index(&self, entry: IndexFile) {
+        let index = Arc::new(Index::new(self.dir.path(), entry));
+        self.replace_index(index.field(), Some(&index));
+    }
+
+    /// Takes the index of a field away; its file goes with its last reader.
+    pub(crate) fn drop_index(&self, field: i64) {
+        self.replace_index(field, None);
+    }
+
+    /// Only the one job that keeps the indexes of this collection calls this.
+    fn replace_index(&self, field: i64, new: Option<&Arc<Index>>) {
+        let old = self.indexes.load_full();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            old.iter().cloned().partition(|index| index.field() == field);
+        let indexes = kept.into_iter().chain(new.cloned()).collect();
+        self.indexes.store(Arc::new(indexes));
+        gone.iter().for_each(|index| index.doom());
+    }
+
+    /// Whether the file has values of that field.
+    pub(crate) fn has_column(&self, field: &Field) -> bool {
+        self.layout.schema.column_with_name(&field.name).is_some()
     }
 
     fn column_at(&self, at: usize) -> Result<ArrayRef, Error> {

@@ -1,12 +1,13 @@
 //! Sealing and opening: what comes back, in which order, and what damage does.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow_array::{Array, RecordBatch};
 use arrow_select::concat::concat_batches;
 use arrow_select::take::take_record_batch;
-use elanus_index::{Query, SearchParams, SparseRow, VectorIndex};
+use elanus_index::{Metric, Query, SearchParams, SparseRow};
 
 use super::delete::DeleteMask;
 use super::growing::GrowingBuilder;
@@ -14,16 +15,16 @@ use super::sealed::{Repair, SealedSegment};
 use super::testing::{every_type, field, rows, schema};
 use super::*;
 use crate::blobs::{Blobs, Published};
-use crate::manifest::SegmentEntry;
+use crate::manifest::{IndexKind, SegmentEntry};
 use crate::schema::{DataType, Schema, Value};
 
 /// Remembers what it was told.
 #[derive(Debug, Default)]
-struct Told(Mutex<Vec<(i64, i64)>>);
+struct Told(AtomicUsize);
 
 impl Repair for Told {
-    fn index_is_damaged(&self, segment: i64, field: i64) {
-        self.0.lock().unwrap().push((segment, field));
+    fn index_is_damaged(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -104,7 +105,7 @@ fn every_type_comes_back_sorted_by_key() {
     assert_eq!(segment.written_by(Ts(10)).unwrap().count(), 30);
     assert_eq!(segment.written_by(Ts(9)).unwrap().count(), 0);
     assert_eq!(segment.written_by(Ts(12)).unwrap().count(), 90);
-    assert!(files.told.0.lock().unwrap().is_empty());
+    assert_eq!(files.told.0.load(Ordering::Relaxed), 0);
 }
 
 #[test]
@@ -189,7 +190,7 @@ fn the_sparse_index_answers_and_its_loss_is_reported_once() {
     let entry = files.seal(&schema, &segment, Ts::ZERO);
     let terms = schema.field("terms").unwrap();
     let sealed = files.open(&schema, &entry).unwrap();
-    let index = sealed.sparse_index(terms.id).unwrap();
+    let index = sealed.index(terms, Metric::Ip, true).unwrap();
     let mut query = 7_u32.to_le_bytes().to_vec();
     query.extend_from_slice(&1.0_f32.to_le_bytes());
     let query = Query::Sparse(SparseRow::parse(&query).unwrap());
@@ -199,23 +200,30 @@ fn the_sparse_index_answers_and_its_loss_is_reported_once() {
         index.search(&query, &params, &RowMask::all(200), &elanus_index::Cancel::never()).unwrap();
     // Rows 7, 57, 107 and 157, of which every fifth is null.
     assert!(!hits.is_empty() && hits.iter().all(|hit| hit.row % 50 == 7), "{hits:?}");
-    assert!(sealed.sparse_index(schema.primary().id).is_none());
+    assert!(sealed.index(terms, Metric::L2, true).is_none());
+    assert!(sealed.index(schema.primary(), Metric::Ip, true).is_none());
 
     let path = files.path(&entry.indexes[0].sections.file);
     let mut bytes = fs_err::read(&path).unwrap();
     bytes[70] ^= 1;
     replace(&path, &bytes);
     let sealed = files.open(&schema, &entry).unwrap();
-    assert!(sealed.sparse_index(terms.id).is_none());
-    assert!(sealed.sparse_index(terms.id).is_none());
-    assert_eq!(*files.told.0.lock().unwrap(), vec![(3, terms.id)]);
+    assert!(sealed.index(terms, Metric::Ip, true).is_none());
+    assert!(sealed.index(terms, Metric::Ip, true).is_none());
+    assert_eq!(files.told.0.load(Ordering::Relaxed), 1);
 
     // Built anew under another name, it answers again.
     let column = sealed.column(terms).unwrap();
-    let sections = seal::write_sparse_index(&files.blobs, "data/7", "again.idx", &column).unwrap();
-    sealed.replace_index(seal::index_file(terms.id, sections));
-    assert!(sealed.sparse_index(terms.id).is_some());
-    fs_err::remove_file(files.path("again.idx")).unwrap();
+    let kind = IndexKind::SparseInverted;
+    let cancel = elanus_index::Cancel::never();
+    let (blobs, dir) = (&files.blobs, "data/7");
+    let again = index::write(blobs, dir, "again.idx", kind, terms, &column, &cancel).unwrap();
+    sealed.put_index(again);
+    assert!(!path.exists(), "nobody needs the damaged file any more");
+    assert!(sealed.index(terms, Metric::Ip, true).is_some());
+    sealed.drop_index(terms.id);
+    assert!(sealed.index(terms, Metric::Ip, true).is_none());
+    assert!(!files.path("again.idx").exists());
 }
 
 #[test]

@@ -409,7 +409,7 @@ async fn the_catalog_comes_back_as_it_was() {
     let version = engine.catalog().version();
     engine.alter_collection(DEFAULT_DB, "alias", load).await.unwrap();
     assert_eq!(engine.catalog().version(), version, "a change that changes nothing is no version");
-    let index = NewIndex { name: "i".into(), field: "terms".into(), params: vec![] };
+    let index = NewIndex { name: "i".into(), field: "terms".into(), ..NewIndex::default() };
     engine.create_index(DEFAULT_DB, "renamed", index).await.unwrap();
     let before = engine.catalog();
     engine.shutdown().await;

@@ -170,6 +170,7 @@ async fn a_lost_index_is_built_anew() {
                 bounds: elanus_index::Bounds::default(),
                 drop_ratio: 0.0,
             },
+            exact: false,
         };
         let found = view.search(&selection, &ann, &Cancel::never()).unwrap().remove(0);
         let addresses: Vec<_> = found.iter().map(|found| found.addr).collect();

@@ -9,4 +9,6 @@ mod crash;
 #[cfg(test)]
 mod damage;
 #[cfg(test)]
+mod graph;
+#[cfg(test)]
 mod model;

@@ -1,0 +1,204 @@
+//! Index files of a sealed segment: which there are, how they are opened and written.
+//!
+//! An index holds nothing that the rows do not say, so one that is damaged or missing is no
+//! error: it is put aside, searches look at the rows, and upkeep builds it anew. A file is opened
+//! when it is first needed; its sections are verified then and read in place.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::Float32Type;
+use arrow_array::{Array, ArrayRef, LargeBinaryArray};
+use elanus_index::{
+    Cancel, Elem, HnswIndex, HnswParams, SparseIndex, SparseRow, VectorIndex, Vectors,
+};
+
+use super::section_file::{self, Section, SectionFile};
+use crate::Error;
+use crate::blobs::{Blobs, Published};
+use crate::manifest::{IndexFile, IndexKind, SectionsFile};
+use crate::schema::{DataType, Field};
+
+/// One index file of a segment.
+#[derive(Debug)]
+pub(crate) struct Index {
+    entry: IndexFile,
+    file: Published,
+    /// `None` once it turned out to be damaged.
+    opened: OnceLock<Option<Opened>>,
+}
+
+/// An open index.
+#[derive(Clone, Debug)]
+pub(crate) enum Opened {
+    Sparse(Arc<SparseIndex>),
+    Graph(Arc<HnswIndex>),
+}
+
+impl Opened {
+    pub(crate) fn into_dyn(self) -> Arc<dyn VectorIndex> {
+        match self {
+            Self::Sparse(index) => index,
+            Self::Graph(index) => index,
+        }
+    }
+}
+
+impl Index {
+    pub(super) fn new(dir: &Path, entry: IndexFile) -> Self {
+        let file = Published::new(dir.join(&entry.sections.file));
+        Self { entry, file, opened: OnceLock::new() }
+    }
+
+    pub(crate) fn field(&self) -> i64 {
+        self.entry.field
+    }
+
+    pub(crate) fn kind(&self) -> IndexKind {
+        self.entry.kind
+    }
+
+    /// Whether it was found to be damaged.
+    pub(crate) fn is_damaged(&self) -> bool {
+        matches!(self.opened.get(), Some(None))
+    }
+
+    /// Removes the file when the last holder lets go.
+    pub(super) fn doom(&self) {
+        self.file.doom();
+    }
+
+    /// The index over a segment of that many rows, of which `column` are the indexed ones.
+    ///
+    /// # Errors
+    /// Only the first time: why the index is not usable. `None` from then on.
+    pub(super) fn open(
+        &self,
+        rows: usize,
+        field: &Field,
+        column: &ArrayRef,
+    ) -> Result<Option<Opened>, Error> {
+        let mut damage = None;
+        let opened = self.opened.get_or_init(|| match self.read(rows, field, column) {
+            Ok(opened) => Some(opened),
+            Err(error) => {
+                damage = Some(error);
+                None
+            }
+        });
+        match damage {
+            Some(damage) => Err(damage),
+            None => Ok(opened.clone()),
+        }
+    }
+
+    fn read(&self, rows: usize, field: &Field, column: &ArrayRef) -> Result<Opened, Error> {
+        let path = self.file.path();
+        let sections = SectionFile::open(path, &self.entry.sections)?;
+        if sections.rows() != rows {
+            let detail =
+                format!("the index covers {} rows, the segment has {rows}", sections.rows());
+            return Err(Error::corrupt(path, detail));
+        }
+        let sections = sections.verified()?;
+        let opened = match self.entry.kind {
+            IndexKind::SparseInverted => {
+                SparseIndex::open(&sections).map(|index| Opened::Sparse(Arc::new(index)))
+            }
+            IndexKind::Hnsw(graph) => {
+                HnswIndex::open(&sections, vectors(field, column)?, graph.metric)
+                    .map(|index| Opened::Graph(Arc::new(index)))
+            }
+        };
+        opened.map_err(|error| Error::corrupt(path, error.to_string()))
+    }
+}
+
+/// Builds an index over a column of a segment and publishes it as `file` in `dir`. Uses the
+/// calling thread, and the rayon pool that it belongs to.
+///
+/// # Errors
+/// [`Error::Search`] once `cancel` is set, and what prevents writing.
+pub(crate) fn write(
+    blobs: &Blobs,
+    dir: &str,
+    file: &str,
+    kind: IndexKind,
+    field: &Field,
+    column: &ArrayRef,
+    cancel: &Cancel,
+) -> Result<IndexFile, Error> {
+    let sections = match kind {
+        IndexKind::SparseInverted => sparse_sections(column)?,
+        IndexKind::Hnsw(graph) => {
+            let params = HnswParams {
+                m: graph.m,
+                ef_construction: graph.ef_construction,
+                ..HnswParams::default()
+            };
+            HnswIndex::build(&vectors(field, column)?, graph.metric, &params, cancel)?
+        }
+    };
+    let sections: Vec<Section> =
+        sections.into_iter().map(|(name, bytes)| Section::new(name, bytes)).collect();
+    let sections: SectionsFile = section_file::write(blobs, dir, file, column.len(), &sections)?;
+    Ok(IndexFile { field: field.id, kind, sections })
+}
+
+fn sparse_sections(column: &ArrayRef) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let vectors = column
+        .as_any()
+        .downcast_ref::<LargeBinaryArray>()
+        .ok_or_else(|| Error::Internal("a sparse vector column is LargeBinary".into()))?;
+    let rows = (0..vectors.len())
+        .map(|row| if vectors.is_null(row) { &[] } else { vectors.value(row) })
+        .map(SparseRow::trusted);
+    Ok(SparseIndex::build(rows))
+}
+
+/// The rows of a dense vector column, without a copy.
+///
+/// # Errors
+/// [`Error::Invalid`] if the field holds no dense vectors.
+pub(crate) fn vectors(field: &Field, column: &ArrayRef) -> Result<Vectors, Error> {
+    let (elem, dim) = match field.data_type {
+        DataType::FloatVector { dim } => (Elem::F32, dim),
+        DataType::Float16Vector { dim } => (Elem::F16, dim),
+        DataType::BFloat16Vector { dim } => (Elem::Bf16, dim),
+        DataType::Int8Vector { dim } => (Elem::I8, dim),
+        DataType::BinaryVector { dim } => (Elem::Bit, dim),
+        DataType::Bool
+        | DataType::Int8
+        | DataType::Int16
+        | DataType::Int32
+        | DataType::Int64
+        | DataType::Float
+        | DataType::Double
+        | DataType::VarChar { .. }
+        | DataType::Json
+        | DataType::Array { .. }
+        | DataType::SparseFloatVector => {
+            return Err(Error::Invalid(format!("field `{}` holds no vectors", field.name)));
+        }
+    };
+    let buffer = match elem {
+        Elem::F32 => {
+            let values = column.as_fixed_size_list().values();
+            values.as_primitive::<Float32Type>().values().inner().clone()
+        }
+        Elem::F16 | Elem::Bf16 | Elem::I8 | Elem::Bit => {
+            column.as_fixed_size_binary().values().clone()
+        }
+    };
+    let vectors = Vectors::new(buffer, elem, dim as usize)?;
+    if vectors.rows() != column.len() {
+        return Err(Error::Internal(format!(
+            "field `{}`: {} vectors for {} rows",
+            field.name,
+            vectors.rows(),
+            column.len()
+        )));
+    }
+    Ok(vectors)
+}
