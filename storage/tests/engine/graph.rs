@@ -277,7 +277,7 @@ async fn a_build_ends_with_its_collection_and_with_the_engine() {
     engine.drop_collection(DEFAULT_DB, "items").await.unwrap();
     drop(collection);
     let deadline = Instant::now() + Duration::from_secs(30);
-    while files(&dir.path().join("data")).len() > 0 {
+    while !files(&dir.path().join("data")).is_empty() {
         assert!(Instant::now() < deadline, "{:?}", files(dir.path()));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -1,0 +1,153 @@
+"""Graphs: built in the background, reported truthfully, as good as exact search."""
+
+import time
+
+import numpy as np
+import pytest
+from pymilvus import DataType, MilvusClient
+
+from helpers import KEY, create, ids, indexes, refused, schema, vector
+
+ROWS, DIM, BATCH = 20_000, 32, 5_000
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    """Vectors around 200 centres, and queries like them."""
+    random = np.random.default_rng(7)
+    centres = random.normal(size=(200, DIM))
+
+    def near(count):
+        chosen = centres[random.integers(0, len(centres), count)]
+        return (chosen + 0.5 * random.normal(size=(count, DIM))).astype(np.float32)
+
+    return near(ROWS), near(50)
+
+
+@pytest.fixture(scope="module")
+def indexed(client: MilvusClient, clustered):
+    """A collection with a finished HNSW index, created after its rows were sealed."""
+    name, (rows, _) = "indexed", clustered
+    create(client, name, schema(KEY, ("n", DataType.INT64), vector(DIM)), load=False)
+    for start in range(0, ROWS, BATCH):
+        batch = rows[start : start + BATCH]
+        data = [{"id": start + i, "n": (start + i) % 100, "v": v} for i, v in enumerate(batch)]
+        client.insert(name, data)
+    client.flush(name)
+    params = {"M": 16, "efConstruction": 100}
+    # pymilvus waits here until the node says that the index is finished.
+    client.create_index(
+        name, indexes({"field_name": "v", "index_type": "HNSW", "metric_type": "L2", "params": params})
+    )
+    client.load_collection(name)
+    yield name
+    client.drop_collection(name)
+
+
+def recall(client, name, clustered, allowed, **search):
+    rows, queries = clustered
+    keys = np.flatnonzero(allowed)
+    found = client.search(
+        name, list(queries), limit=10, anns_field="v", output_fields=["id"], **search
+    )
+    right = 0
+    for query, hits in zip(queries, found):
+        assert len(hits) == 10
+        distances = ((rows[keys] - query) ** 2).sum(axis=1)
+        right += len(set(ids(hits)) & set(keys[np.argsort(distances)[:10]].tolist()))
+    return right / (10 * len(queries))
+
+
+def test_a_client_that_waits_for_an_index_finds_it_finished(client, indexed):
+    found = client.describe_index(indexed, "v")
+    assert (found["state"], found["index_type"], found["M"]) == ("Finished", "HNSW", "16")
+    assert (found["total_rows"], found["indexed_rows"], found["pending_index_rows"]) == (ROWS, ROWS, 0)
+
+
+def test_a_graph_finds_what_an_exact_search_finds(client, indexed, clustered):
+    everything = np.full(ROWS, True)
+    search = {"search_params": {"params": {"ef": 64}}}
+    assert recall(client, indexed, clustered, everything, **search) >= 0.95
+
+
+@pytest.mark.parametrize("share", [1, 10, 50])
+def test_a_filtered_search_has_as_many_rows_as_asked_for(client, indexed, clustered, share):
+    allowed = np.arange(ROWS) % 100 < share
+    assert recall(client, indexed, clustered, allowed, filter=f"n < {share}") >= 0.95
+
+
+def test_an_iterator_misses_no_row_that_a_graph_misses(client, indexed, clustered):
+    rows, queries = clustered
+    iterator = client.search_iterator(
+        indexed, [queries[0]], batch_size=500, limit=2_000, anns_field="v", search_params={}
+    )
+    found = []
+    while batch := iterator.next():
+        found += ids(batch)
+    iterator.close()
+    distances = ((rows - queries[0]) ** 2).sum(axis=1)
+    assert set(found) == set(np.argsort(distances)[:2_000].tolist())
+    assert len(found) == 2_000
+
+
+def test_the_progress_of_a_build_is_told_while_it_lasts(client, name, clustered):
+    create(client, name, schema(KEY, vector(DIM)))
+    rows, _ = clustered
+    for start in range(0, ROWS, BATCH):
+        batch = rows[start : start + BATCH]
+        client.insert(name, [{"id": start + i, "v": v} for i, v in enumerate(batch)])
+    client.flush(name)
+    slow = {"M": 64, "efConstruction": 1_000}
+    spec = {"field_name": "v", "index_type": "HNSW", "metric_type": "L2", "params": slow}
+    client.create_index(name, indexes(spec), sync=False)
+    found = client.describe_index(name, "v")
+    assert (found["state"], found["pending_index_rows"]) == ("InProgress", ROWS)
+    # Until it is built, the answer is exact.
+    client.load_collection(name)
+    assert ids(client.search(name, [rows[9]], limit=1)[0]) == [9]
+    # A definition that is gone is not built to its end.
+    client.release_collection(name)
+    client.drop_index(name, "v")
+    flat = {"field_name": "v", "index_type": "FLAT", "metric_type": "L2"}
+    client.create_index(name, indexes(flat), sync=False)
+    assert client.describe_index(name, "v")["state"] == "Finished"
+
+
+def test_parameters_out_of_range_are_refused(client, name):
+    create(client, name, schema(KEY, vector(4)))
+    for key, value in [("M", 1), ("M", 2049), ("efConstruction", 0)]:
+        with refused(1100, f"param '{key}' ({value}) should be in range"):
+            client.create_index(
+                name,
+                indexes({"field_name": "v", "index_type": "HNSW", "params": {key: value}}),
+                sync=False,
+            )
+    client.create_index(name, indexes(("v", "HNSW", "L2")), sync=False)
+    client.load_collection(name)
+    with refused(1100, "ef [0] is invalid"):
+        client.search(name, [[0] * 4], limit=1, search_params={"params": {"ef": 0}})
+
+
+def test_a_node_that_is_restarted_searches_by_the_same_graph(tmp_path, clustered):
+    from node import Node
+
+    rows, _ = clustered
+    node = Node(tmp_path).start()
+    client = MilvusClient(node.uri)
+    create(client, "c", schema(KEY, vector(DIM)), ("v", "AUTOINDEX", "COSINE"))
+    client.insert("c", [{"id": i, "v": v} for i, v in enumerate(rows[:BATCH])])
+    client.flush("c")
+    deadline = time.monotonic() + 30
+    while client.describe_index("c", "v")["state"] != "Finished":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    files = sorted(path.name for path in node.data_dir.glob("data/*/*.idx"))
+    assert len(files) == 1
+    client.close()
+    node.stop()
+    node.start()
+    client = MilvusClient(node.uri)
+    assert ids(client.search("c", [rows[3]], limit=1)[0]) == [3]
+    assert sorted(path.name for path in node.data_dir.glob("data/*/*.idx")) == files
+    client.close()
+    node.stop()
