@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use elanus_index::Cancel;
+use elanus_index::{Cancel, Progress};
 
 use crate::Error;
 use crate::catalog::{CollectionInfo, IndexDef};
@@ -44,10 +44,17 @@ pub(crate) struct Upkeep {
 #[derive(Debug, Default)]
 struct State {
     phase: Phase,
-    /// What is being built, and how to stop it.
-    building: Option<(Task, Cancel)>,
+    building: Option<Building>,
     /// Why an index could not be built, by segment and field; until the next attempt.
     failures: HashMap<(i64, i64), String>,
+}
+
+/// A build under way.
+#[derive(Clone, Debug)]
+struct Building {
+    task: Task,
+    progress: Arc<Progress>,
+    cancel: Cancel,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,10 +100,10 @@ impl Upkeep {
 
     /// Stops a build whose task is not `wanted` any more.
     fn stop_unless(&self, wanted: impl FnOnce(&Task) -> bool) {
-        if let Some((task, cancel)) = &self.state().building
-            && !wanted(task)
+        if let Some(building) = &self.state().building
+            && !wanted(&building.task)
         {
-            cancel.flag().store(true, Ordering::Relaxed);
+            building.cancel.flag().store(true, Ordering::Relaxed);
         }
     }
 
@@ -208,12 +215,20 @@ fn sealed(segment: &Segment) -> Option<&Arc<SealedSegment>> {
 pub(crate) fn pending_rows(core: &Core, collection: &Collection, index: &IndexDef) -> usize {
     let (info, version) = (collection.info(), collection.version());
     let Some(field) = info.schema.field(&index.field) else { return 0 };
-    let pending = version.segments.iter().filter(|segment| {
-        sealed(segment).is_some_and(|sealed| {
-            wanted(core, &info, sealed, field).is_some_and(|kind| lacks(sealed, field.id, kind))
-        })
+    let building = collection.upkeep().state().building.clone();
+    let pending = version.segments.iter().filter_map(|segment| {
+        let sealed = sealed(segment)?;
+        let kind = wanted(core, &info, sealed, field)?;
+        if !lacks(sealed, field.id, kind) {
+            return None;
+        }
+        let task = Task { segment: segment.id, field: field.id, kind };
+        let building = building.as_ref().filter(|building| building.task == task);
+        let done = building.map_or(0, |building| building.progress.done());
+        // Until it is published, not even the last row is done.
+        Some(segment.live_rows().saturating_sub(done).max(1))
     });
-    pending.map(|segment| segment.live_rows()).sum()
+    pending.sum()
 }
 
 /// The first index to build, and the segment that lacks it; none that failed already.
@@ -265,8 +280,8 @@ fn build(
     task: Task,
     sealed: &SealedSegment,
 ) -> Result<(), Error> {
-    let cancel = Cancel::never();
-    collection.upkeep().state().building = Some((task, cancel.clone()));
+    let building = Building { task, progress: Arc::default(), cancel: Cancel::never() };
+    collection.upkeep().state().building = Some(building.clone());
     // Whoever raises the flag from now on is heard; who wanted to before is asked here.
     if core.jobs.is_stopping() || collection.dir().is_doomed() {
         return Err(Error::Closed);
@@ -281,9 +296,11 @@ fn build(
     let file = format!("{}-{}-{version}.idx", task.segment, task.field);
     let column = sealed.column(field)?;
     let began = core.clock.now();
+    let Building { progress, cancel, .. } = &building;
+    let place = (dir.as_str(), file.as_str());
     let written = core
         .pools
-        .build(|| index::write(&core.blobs, &dir, &file, task.kind, field, &column, &cancel));
+        .build(|| index::write(&core.blobs, place, task.kind, field, &column, progress, cancel));
     let written = match written {
         // Stopped: the node, the collection or the definition is going.
         Err(Error::Search(elanus_index::Error::Cancelled)) => return Ok(()),

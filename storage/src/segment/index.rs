@@ -11,7 +11,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use arrow_array::{Array, ArrayRef, LargeBinaryArray};
 use elanus_index::{
-    Cancel, Elem, HnswIndex, HnswParams, SparseIndex, SparseRow, VectorIndex, Vectors,
+    Cancel, Elem, HnswIndex, HnswParams, Progress, SparseIndex, SparseRow, VectorIndex, Vectors,
 };
 
 use super::section_file::{self, Section, SectionFile};
@@ -115,18 +115,18 @@ impl Index {
     }
 }
 
-/// Builds an index over a column of a segment and publishes it as `file` in `dir`. Uses the
-/// calling thread, and the rayon pool that it belongs to.
+/// Builds an index over a column of a segment and publishes it as `file` in `dir`. Uses the rayon
+/// pool that it is called in.
 ///
 /// # Errors
 /// [`Error::Search`] once `cancel` is set, and what prevents writing.
 pub(crate) fn write(
     blobs: &Blobs,
-    dir: &str,
-    file: &str,
+    (dir, file): (&str, &str),
     kind: IndexKind,
     field: &Field,
     column: &ArrayRef,
+    progress: &Progress,
     cancel: &Cancel,
 ) -> Result<IndexFile, Error> {
     let sections = match kind {
@@ -137,7 +137,7 @@ pub(crate) fn write(
                 ef_construction: graph.ef_construction,
                 ..HnswParams::default()
             };
-            HnswIndex::build(&vectors(field, column)?, graph.metric, &params, cancel)?
+            HnswIndex::build(&vectors(field, column)?, graph.metric, &params, progress, cancel)?
         }
     };
     let sections: Vec<Section> =

