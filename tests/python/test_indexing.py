@@ -91,7 +91,7 @@ def test_an_iterator_misses_no_row_that_a_graph_misses(client, indexed, clustere
 
 
 def test_the_progress_of_a_build_is_told_while_it_lasts(client, name, clustered):
-    create(client, name, schema(KEY, vector(DIM)))
+    create(client, name, schema(KEY, vector(DIM)), load=False)
     rows, _ = clustered
     for start in range(0, ROWS, BATCH):
         batch = rows[start : start + BATCH]
@@ -116,7 +116,7 @@ def test_the_progress_of_a_build_is_told_while_it_lasts(client, name, clustered)
 
 
 def test_parameters_out_of_range_are_refused(client, name):
-    create(client, name, schema(KEY, vector(4)))
+    create(client, name, schema(KEY, vector(4)), load=False)
     for key, value in [("M", 1), ("M", 2049), ("efConstruction", 0)]:
         with refused(1100, f"param '{key}' ({value}) should be in range"):
             client.create_index(
