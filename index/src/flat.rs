@@ -51,7 +51,7 @@ impl FlatIndex {
         Self { vectors, metric }
     }
 
-    fn prepare(&self, query: &Query<'_>, allowed: &RowMask) -> Result<Scorer<'_>, Error> {
+    fn prepare(&self, query: &Query<'_>, allowed: &RowMask) -> Result<Scorer, Error> {
         let bytes = query.dense()?;
         self.vectors.check_width(bytes)?;
         check_mask(self.vectors.rows(), allowed)?;
@@ -60,7 +60,7 @@ impl FlatIndex {
 
     fn scan(
         &self,
-        scorer: &Scorer<'_>,
+        scorer: &Scorer,
         query: &[u8],
         params: &SearchParams,
         allowed: &RowMask,
@@ -111,16 +111,17 @@ fn offer(top: &mut TopK, row: Row, score: f32) {
 }
 
 /// A kernel and how its results become scores.
-pub(crate) struct Scorer<'a> {
-    vectors: &'a Vectors,
+#[derive(Debug)]
+pub(crate) struct Scorer {
+    vectors: Vectors,
     metric: Metric,
     kernel: Kernel,
     /// The query's own inner product, for its length.
     square: kernel::Pair,
 }
 
-impl<'a> Scorer<'a> {
-    pub(crate) fn new(vectors: &'a Vectors, metric: Metric) -> Result<Self, Error> {
+impl Scorer {
+    pub(crate) fn new(vectors: &Vectors, metric: Metric) -> Result<Self, Error> {
         let kernel = Kernel::best(metric, vectors.elem())?;
         let square = match vectors.elem() {
             Elem::Bit => kernel.pair,
@@ -128,7 +129,7 @@ impl<'a> Scorer<'a> {
                 Kernel::best(Metric::Ip, elem)?.pair
             }
         };
-        Ok(Self { vectors, metric, kernel, square })
+        Ok(Self { vectors: vectors.clone(), metric, kernel, square })
     }
 
     /// What a kernel's result is multiplied with to become a score.
@@ -203,7 +204,7 @@ impl VectorIndex for FlatIndex {
 
 /// Several queries on their way through the rows.
 struct Batch<'a> {
-    scorer: Scorer<'a>,
+    scorer: Scorer,
     queries: Vec<InBatch<'a>>,
     /// `queries × dim`, row-major.
     matrix: Vec<f32>,
@@ -248,7 +249,7 @@ impl<'a> Batch<'a> {
 
     /// Offers the allowed ones among `len` rows from `start` on to every query.
     fn visit(&mut self, start: usize, len: usize, allowed: &RowMask) {
-        let vectors = self.scorer.vectors;
+        let vectors = &self.scorer.vectors;
         let (dim, count) = (vectors.dim(), self.queries.len());
         let rows = floats(vectors.range(start, len));
         let products = &mut self.products[..len * count];

@@ -1,6 +1,6 @@
 //! Making the graph: rows are inserted batch after batch, each row linked to the best of those
 //! that a beam search finds (Malkov & Yashunin 2016, algorithms 1 and 4). Distances are those of
-//! the codes, so that building, too, reads a byte per dimension.
+//! the space, so that building, too, reads a byte per dimension where codes will do.
 //!
 //! The rows of a batch are searched for in parallel on the graph as it was before the batch, and
 //! the links back to them are worked out in parallel, target by target (prefix doubling, after
@@ -12,9 +12,9 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::codes::{Codes, Prepared, numbers};
 use super::graph::{Graph, Growing};
 use super::params::HnswParams;
+use super::space::{Space, Target};
 use super::walk::{Around, Scratch, descend, valid, walk};
 use crate::{Cancel, Error, Metric, Progress, Row, Vectors};
 
@@ -50,20 +50,36 @@ pub(super) fn build(
 ) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
     params.check()?;
     progress.begin(vectors.rows());
-    let mut builder = Builder {
-        vectors,
-        metric,
-        params: *params,
-        codes: Codes::encode(vectors, metric, cancel)?,
-        graph: Growing::new(vectors.rows(), params),
-    };
-    for batch in Batches::new(vectors.rows(), params) {
+    build_in(Space::fit(vectors, metric, cancel)?, metric, params, progress, cancel)
+}
+
+/// As [`build()`], without codes.
+#[cfg(test)]
+pub(super) fn build_plain(
+    vectors: &Vectors,
+    metric: Metric,
+    params: &HnswParams,
+) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let space = Space::plain(vectors, metric)?;
+    build_in(space, metric, params, &Progress::default(), &Cancel::never())
+}
+
+fn build_in(
+    space: Space,
+    metric: Metric,
+    params: &HnswParams,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let graph = Growing::new(space.rows(), params);
+    let mut builder = Builder { params: *params, space, graph };
+    for batch in Batches::new(builder.space.rows(), params) {
         cancel.check()?;
         builder.insert(&batch, cancel)?;
         progress.add(batch.len());
     }
-    let mut sections = builder.graph.sections(vectors, metric, params.m);
-    sections.extend(builder.codes.into_sections());
+    let mut sections = builder.graph.sections(builder.space.vectors(), metric, params.m);
+    sections.extend(builder.space.into_sections());
     Ok(sections)
 }
 
@@ -120,15 +136,13 @@ impl Iterator for Batches<'_> {
     }
 }
 
-struct Builder<'a> {
-    vectors: &'a Vectors,
-    metric: Metric,
+struct Builder {
     params: HnswParams,
-    codes: Codes,
+    space: Space,
     graph: Growing,
 }
 
-impl Builder<'_> {
+impl Builder {
     fn insert(&mut self, batch: &[Row], cancel: &Cancel) -> Result<(), Error> {
         let place = |row: &Row| WORK.with_borrow_mut(|work| self.place(*row, work, cancel));
         let placed: Vec<Vec<Links>> = batch.par_iter().map(place).collect::<Result<_, _>>()?;
@@ -159,23 +173,21 @@ impl Builder<'_> {
         (scratch, chooser): &mut (Scratch, Chooser),
         cancel: &Cancel,
     ) -> Result<Vec<Links>, Error> {
-        let Scratch { numbers: floats, query, .. } = scratch;
-        numbers(self.metric, self.vectors.elem(), self.vectors.row(row), floats);
-        self.codes.prepare(floats, query);
+        self.space.prepare(self.space.vectors().row(row), &mut scratch.target);
         let level = self.params.level(row);
-        let Some(start) = descend(&self.graph, &self.codes, query, level) else {
+        let Some(start) = descend(&self.graph, &self.space, &scratch.target, level) else {
             return Ok(Vec::new());
         };
         let mut starts = vec![start];
         let mut placed = Vec::with_capacity(level + 1);
         for layer in (0..=level.min(self.graph.layers())).rev() {
             let width = self.params.ef_construction;
-            walk(&self.graph, &self.codes, layer, &starts, width, Around::Links, scratch, cancel)?;
+            walk(&self.graph, &self.space, layer, &starts, width, Around::Links, scratch, cancel)?;
             let found = scratch.found().iter().map(|one| (one.row, one.score));
             let found: Vec<Scored> = found.collect();
             starts.clear();
             starts.extend(found.iter().map(|(row, _)| *row));
-            placed.push((layer, chooser.choose(&self.codes, &found, self.params.m)));
+            placed.push((layer, chooser.choose(&self.space, &found, self.params.m)));
         }
         Ok(placed)
     }
@@ -188,10 +200,10 @@ impl Builder<'_> {
             None => (self.graph.base(row), self.params.base_links()),
             Some(upper) => (self.graph.upper(upper, row), self.params.m),
         };
-        let mut links: Vec<Row> = valid(links, self.codes.rows()).collect();
+        let mut links: Vec<Row> = valid(links, self.space.rows()).collect();
         links.extend(back.iter().map(|(_, _, new)| *new));
         if links.len() > most {
-            links = chooser.choose_again(&self.codes, row, &links, most);
+            links = chooser.choose_again(&self.space, row, &links, most);
         }
         links
     }
@@ -200,41 +212,40 @@ impl Builder<'_> {
 /// Chooses links that lead in different directions.
 #[derive(Default)]
 struct Chooser {
-    /// The links chosen so far, as queries.
-    chosen: Vec<Prepared>,
-    /// The row that has the links, as a query.
-    owner: Prepared,
-    numbers: Vec<f32>,
+    /// The links chosen so far.
+    chosen: Vec<Target>,
+    /// The row that has the links.
+    owner: Target,
 }
 
 impl Chooser {
     /// At most `most` of `candidates`, which are best first: each is closer to the row itself
     /// than to any link chosen before it.
-    fn choose(&mut self, codes: &Codes, candidates: &[Scored], most: usize) -> Vec<Row> {
+    fn choose(&mut self, space: &Space, candidates: &[Scored], most: usize) -> Vec<Row> {
         let mut links = Vec::with_capacity(most);
         for &(row, score) in candidates {
             if links.len() == most {
                 break;
             }
             let chosen = &self.chosen[..links.len()];
-            if chosen.iter().any(|link| codes.score(link, row) > score) {
+            if chosen.iter().any(|link| space.score(link, row) > score) {
                 continue;
             }
             if self.chosen.len() == links.len() {
-                self.chosen.push(Prepared::default());
+                self.chosen.push(Target::default());
             }
-            codes.prepare_row(row, &mut self.numbers, &mut self.chosen[links.len()]);
+            space.prepare_row(row, &mut self.chosen[links.len()]);
             links.push(row);
         }
         links
     }
 
     /// As [`Chooser::choose`], for `owner` among its `links`.
-    fn choose_again(&mut self, codes: &Codes, owner: Row, links: &[Row], most: usize) -> Vec<Row> {
-        codes.prepare_row(owner, &mut self.numbers, &mut self.owner);
-        let score = |row: &Row| (*row, codes.score(&self.owner, *row));
+    fn choose_again(&mut self, space: &Space, owner: Row, links: &[Row], most: usize) -> Vec<Row> {
+        space.prepare_row(owner, &mut self.owner);
+        let score = |row: &Row| (*row, space.score(&self.owner, *row));
         let mut scored: Vec<Scored> = links.iter().map(score).collect();
         scored.sort_by(|(a, a_score), (b, b_score)| b_score.total_cmp(a_score).then(a.cmp(b)));
-        self.choose(codes, &scored, most)
+        self.choose(space, &scored, most)
     }
 }

@@ -16,7 +16,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::layout::{CENTRE, CODES, OFFSETS, STEPS};
-use crate::kernel::{self, CodeDot, Step};
+use super::space::ROWS_AT_ONCE;
+use crate::kernel::{self, CodeKernel, Step};
 use crate::sections::typed;
 use crate::{Cancel, Elem, Error, Metric, Row, Sections, Vectors};
 
@@ -51,7 +52,7 @@ pub(super) struct Codes {
     scale: Scale,
     bytes: Buffer,
     stride: usize,
-    dot: CodeDot,
+    dot: CodeKernel,
 }
 
 /// A query, or a row in its place, ready to be scored against codes.
@@ -218,15 +219,19 @@ impl Codes {
         Ok(Self { scale, bytes: Buffer::from_vec(bytes), stride, dot: kernel::code_dot() })
     }
 
-    /// The sections to open the same codes from.
-    pub(super) fn into_sections(self) -> [(&'static str, Vec<u8>); 4] {
+    /// The sections to open the same codes from; empty ones say that there are none.
+    pub(super) fn into_sections(codes: Option<Self>) -> [(&'static str, Vec<u8>); 4] {
+        let names = [OFFSETS, STEPS, CENTRE, CODES];
+        let Some(Self { scale, bytes, .. }) = codes else {
+            return names.map(|name| (name, Vec::new()));
+        };
         let floats = |floats: &ScalarBuffer<f32>| floats.inner().to_vec();
         [
-            (OFFSETS, floats(&self.scale.offsets)),
-            (STEPS, floats(&self.scale.steps)),
-            (CENTRE, floats(&self.scale.centre)),
+            (OFFSETS, floats(&scale.offsets)),
+            (STEPS, floats(&scale.steps)),
+            (CENTRE, floats(&scale.centre)),
             // Freshly encoded codes are handed over without a copy.
-            (CODES, self.bytes.into_vec().unwrap_or_else(|shared| shared.to_vec())),
+            (CODES, bytes.into_vec().unwrap_or_else(|shared| shared.to_vec())),
         ]
     }
 
@@ -236,7 +241,7 @@ impl Codes {
         sections: &dyn Sections,
         vectors: &Vectors,
         metric: Metric,
-    ) -> Result<Self, Error> {
+    ) -> Result<Option<Self>, Error> {
         let scale = Scale {
             metric,
             offsets: typed(sections, OFFSETS)?,
@@ -246,6 +251,9 @@ impl Codes {
         let stride = stride(vectors.dim(), scale.is_centred());
         let bytes = typed::<u8>(sections, CODES)?.into_inner();
         let widths = [scale.offsets.len(), scale.steps.len(), scale.centre.len()];
+        if widths == [0; 3] && bytes.is_empty() {
+            return Ok(None);
+        }
         let dim = vectors.dim();
         let fits = widths == [dim; 3] || (widths == [dim, dim, 0] && metric != Metric::L2);
         if !fits || bytes.len() != vectors.rows() * stride {
@@ -256,11 +264,7 @@ impl Codes {
                 dim,
             )));
         }
-        Ok(Self { scale, bytes, stride, dot: kernel::code_dot() })
-    }
-
-    pub(super) fn rows(&self) -> usize {
-        self.bytes.len() / self.stride
+        Ok(Some(Self { scale, bytes, stride, dot: kernel::code_dot() }))
     }
 
     #[inline]
@@ -300,7 +304,23 @@ impl Codes {
     #[inline]
     pub(super) fn score(&self, query: &Prepared, row: Row) -> f32 {
         let code = self.row(row);
-        let dot = (self.dot)(&query.high, &query.low, code);
+        self.finish(query, code, (self.dot.one)(&query.high, &query.low, code))
+    }
+
+    /// [`Codes::score`] of several rows.
+    #[inline]
+    pub(super) fn score_all(
+        &self,
+        query: &Prepared,
+        rows: [Row; ROWS_AT_ONCE],
+    ) -> [f32; ROWS_AT_ONCE] {
+        let codes = rows.map(|row| self.row(row));
+        let dots = (self.dot.four)(&query.high, &query.low, codes);
+        std::array::from_fn(|at| self.finish(query, codes[at], dots[at]))
+    }
+
+    #[inline]
+    fn finish(&self, query: &Prepared, code: &[u8], dot: f32) -> f32 {
         let bias = match code.last_chunk() {
             Some(bias) if self.scale.is_centred() => f32::from_le_bytes(*bias),
             Some(_) | None => 0.0,

@@ -5,7 +5,7 @@
 //! | [`META`] | `[format, rows, dim, metric, m, entry, layers]` as `u64` |
 //! | [`OFFSETS`], [`STEPS`] | the limits of each dimension, `f32` |
 //! | [`CENTRE`] | the rows' centre, `f32`; empty if they were not moved there |
-//! | [`CODES`] | rows of codes, padded to 64 bytes; where moved, an `f32` in the last four |
+//! | [`CODES`] | rows of codes, padded to 64 bytes; where moved, an `f32` in the last four. This and the three before are empty where codes would be too coarse |
 //! | [`BASE`] | `2m` links of each row on the lowest layer, `u32`, [`NONE`] behind the last |
 //! | [`UPPER_ENDS`] | end of each upper layer's rows in the next, lowest first, `u32` |
 //! | [`UPPER_ROWS`] | rows of each upper layer, ascending, `u32` |

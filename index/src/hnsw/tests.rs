@@ -30,15 +30,20 @@ impl Sections for InMemory {
 }
 
 fn build(vectors: &Vectors, metric: Metric, params: &HnswParams) -> InMemory {
-    let built = HnswIndex::build(vectors, metric, params, &Progress::default(), &Cancel::never())
-        .expect("a build");
-    let sections = built.into_iter().map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)));
-    InMemory { sections: sections.collect(), rows: vectors.rows() }
+    let built = HnswIndex::build(vectors, metric, params, &Progress::default(), &Cancel::never());
+    in_memory(built, vectors.rows())
 }
 
+fn in_memory(built: Result<Vec<(&'static str, Vec<u8>)>, Error>, rows: usize) -> InMemory {
+    let built = built.expect("a build");
+    let sections = built.into_iter().map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)));
+    InMemory { sections: sections.collect(), rows }
+}
+
+const PARAMS: HnswParams = HnswParams { m: 12, ef_construction: 100, seed: 1 };
+
 fn open(vectors: &Vectors, metric: Metric) -> HnswIndex {
-    let params = HnswParams { m: 12, ef_construction: 100, seed: 1 };
-    let sections = build(vectors, metric, &params);
+    let sections = build(vectors, metric, &PARAMS);
     HnswIndex::open(&sections, vectors.clone(), metric).expect("as built")
 }
 
@@ -115,23 +120,33 @@ fn recall(
 }
 
 #[test]
-fn recall_is_high_for_every_metric_element_and_shape() {
-    for (shape, elem, least) in [
-        (Shape::Clustered, Elem::F32, 0.98),
-        (Shape::Clustered, Elem::F16, 0.98),
-        (Shape::Clustered, Elem::Bf16, 0.98),
-        (Shape::Clustered, Elem::I8, 0.98),
-        (Shape::Lengths, Elem::F32, 0.98),
+fn recall_is_that_of_a_walk_on_the_rows_themselves() {
+    for (shape, elem, coded) in [
+        (Shape::Clustered, Elem::F32, [true; 3]),
+        (Shape::Clustered, Elem::F16, [true; 3]),
+        (Shape::Clustered, Elem::Bf16, [true; 3]),
+        (Shape::Clustered, Elem::I8, [true; 3]),
+        (Shape::Lengths, Elem::F32, [true; 3]),
         // By cosine these rows differ by less than the steps of the two large dimensions.
-        (Shape::Outliers, Elem::F32, 0.95),
+        (Shape::Outliers, Elem::F32, [true, true, false]),
     ] {
         let data = vectors(shape, elem, 2000, 48, 1);
-        let queries = vectors(shape, elem, 50, 48, 2);
-        for metric in [Metric::L2, Metric::Ip, Metric::Cosine] {
-            let index = open(&data, metric);
-            let all = RowMask::all(2000);
-            let recall = recall(&index, &data, metric, &queries, &params(10, 80), &all);
-            assert!(recall >= least, "{shape:?} {elem:?} {metric:?}: {recall}");
+        let queries = vectors(shape, elem, 100, 48, 2);
+        for (metric, coded) in [Metric::L2, Metric::Ip, Metric::Cosine].into_iter().zip(coded) {
+            let of = |plain: bool| {
+                let sections = if plain {
+                    in_memory(build::build_plain(&data, metric, &PARAMS), 2000)
+                } else {
+                    build(&data, metric, &PARAMS)
+                };
+                let index = HnswIndex::open(&sections, data.clone(), metric).expect("as built");
+                assert_eq!(index.is_coded(), !plain && coded, "{shape:?} {elem:?} {metric:?}");
+                let all = RowMask::all(2000);
+                recall(&index, &data, metric, &queries, &params(10, 80), &all)
+            };
+            let (found, plain) = (of(false), of(true));
+            assert!(found >= 0.98, "{shape:?} {elem:?} {metric:?}: {found}");
+            assert!(found >= plain - 0.003, "{shape:?} {elem:?} {metric:?}: {found} of {plain}");
         }
     }
 }
@@ -217,6 +232,47 @@ fn bounds_cut_the_results() {
     let bounds = Bounds { above: Some(unbounded[6].score), at_most: Some(unbounded[1].score) };
     let bounded = search(SearchParams { bounds, ..params(10, 100) });
     assert_eq!(bounded, unbounded[1..6]);
+}
+
+#[test]
+fn a_range_that_begins_far_from_the_query_is_complete() {
+    let data = vectors(Shape::Clustered, Elem::F32, 12_000, 16, 1);
+    let (index, flat) = (open(&data, Metric::L2), FlatIndex::new(data.clone(), Metric::L2));
+    let queries = vectors(Shape::Clustered, Elem::F32, 10, 16, 2);
+    let (all, never) = (RowMask::all(12_000), Cancel::never());
+    let third = RowMask::from_fn(12_000, |row| row % 3 == 0);
+    let (mut found, mut wanted) = (0, 0);
+    for row in 0..10 {
+        let query = Query::Dense(queries.row(row));
+        for allowed in [&all, &third] {
+            let every = SearchParams { k: 12_000, ..SearchParams::default() };
+            let ranked = flat.search(&query, &every, allowed, &never).expect("a search");
+            for (from, to) in [(10, 30), (300, 310), (2000, 2020), (3990, 4000)] {
+                let bounds = Bounds {
+                    at_most: Some(ranked[from].score),
+                    above: ranked.get(to).map(|hit| hit.score),
+                };
+                let params = SearchParams { bounds, ..params(100, 32) };
+                let hits = index.search(&query, &params, allowed, &never).expect("a search");
+                assert!(hits.iter().all(|hit| ranked[from..to].contains(hit)));
+                found += hits.len();
+                wanted += to - from;
+            }
+        }
+    }
+    assert!(found as f64 >= 0.99 * wanted as f64, "{found} of {wanted}");
+}
+
+#[test]
+fn many_results_are_as_good_as_few() {
+    let data = vectors(Shape::Clustered, Elem::F32, 12_000, 32, 1);
+    let index = open(&data, Metric::Ip);
+    let queries = vectors(Shape::Clustered, Elem::F32, 5, 32, 2);
+    let all = RowMask::all(12_000);
+    for k in [100, 1000, 5000] {
+        let recall = recall(&index, &data, Metric::Ip, &queries, &params(k, 16), &all);
+        assert!(recall >= 0.97, "{k}: {recall}");
+    }
 }
 
 #[test]

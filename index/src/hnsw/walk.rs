@@ -1,13 +1,10 @@
 //! Walking a graph towards a query: the beam, the rows already seen, the ways to look around.
 
-use super::codes::{Codes, Prepared};
 use super::graph::Graph;
+use super::space::{ROWS_AT_ONCE, Space, Target};
 use crate::kernel;
 use crate::{Cancel, Error, Row, RowMask};
 
-/// Rows asked for ahead of the one being scored: as many cache lines as can be on their way at
-/// once; asking for more only waits.
-const ROWS_AHEAD: usize = 4;
 /// Cache lines of a row's links: all of them up to M = 16.
 const LINES_OF_LINKS: usize = 2;
 /// 256 expansions between looks at the clock: well below a millisecond.
@@ -66,19 +63,17 @@ impl Beam {
     }
 }
 
-/// Rows already seen: a bit each, and which words to clear again.
+/// Rows already seen: a bit each.
 #[derive(Debug, Default)]
 struct Seen {
     words: Vec<u64>,
-    touched: Vec<u32>,
 }
 
 impl Seen {
+    /// Forgets all; 125 kB for a million rows, a small part of a walk over so many.
     fn clear(&mut self, rows: usize) {
-        for at in self.touched.drain(..) {
-            self.words[at as usize] = 0;
-        }
-        self.words.resize(rows.div_ceil(64).max(self.words.len()), 0);
+        self.words.clear();
+        self.words.resize(rows.div_ceil(64), 0);
     }
 
     /// Whether `row` was not seen before.
@@ -86,12 +81,23 @@ impl Seen {
     fn insert(&mut self, row: Row) -> bool {
         let word = &mut self.words[row as usize / 64];
         let bit = 1 << (row % 64);
-        if *word == 0 {
-            self.touched.push(row / 64);
-        }
         let new = *word & bit == 0;
         *word |= bit;
         new
+    }
+
+    /// Fills `fresh` with those of `rows`, `most` or fewer, that were not seen before. Half of
+    /// them were, which no branch predictor could tell.
+    #[inline]
+    fn insert_all(&mut self, rows: impl Iterator<Item = Row>, most: usize, fresh: &mut Vec<Row>) {
+        fresh.clear();
+        fresh.resize(most, 0);
+        let mut count = 0;
+        for row in rows.take(most) {
+            fresh[count] = row;
+            count += usize::from(self.insert(row));
+        }
+        fresh.truncate(count);
     }
 }
 
@@ -101,8 +107,7 @@ pub(super) struct Scratch {
     beam: Beam,
     seen: Seen,
     fresh: Vec<Row>,
-    pub(super) query: Prepared,
-    pub(super) numbers: Vec<f32>,
+    pub(super) target: Target,
 }
 
 impl Scratch {
@@ -130,17 +135,17 @@ pub(super) fn valid(links: &[Row], rows: usize) -> impl Iterator<Item = Row> + '
 /// From the entry down to just above layer `until` (0 is the lowest), always to the closest row.
 pub(super) fn descend(
     graph: &impl Graph,
-    codes: &Codes,
-    query: &Prepared,
+    space: &Space,
+    target: &Target,
     until: usize,
 ) -> Option<Row> {
     let mut here = graph.entry()?;
-    let mut score = codes.score(query, here);
+    let mut score = space.score(target, here);
     for layer in (until..graph.layers()).rev() {
         loop {
             let mut moved = false;
-            for row in valid(graph.upper(layer, here), codes.rows()) {
-                let other = codes.score(query, row);
+            for row in valid(graph.upper(layer, here), space.rows()) {
+                let other = space.score(target, row);
                 if other > score {
                     (here, score, moved) = (row, other, true);
                 }
@@ -153,7 +158,7 @@ pub(super) fn descend(
     Some(here)
 }
 
-/// Beam search on one layer (0 is the lowest) from `starts`, for `scratch.query` (Malkov &
+/// Beam search on one layer (0 is the lowest) from `starts`, for `scratch.target` (Malkov &
 /// Yashunin 2016, algorithm 2). The beam is left in `scratch`.
 ///
 /// # Errors
@@ -161,7 +166,7 @@ pub(super) fn descend(
 #[expect(clippy::too_many_arguments, reason = "the graph, where on it, how, and for whom")]
 pub(super) fn walk(
     graph: &impl Graph,
-    codes: &Codes,
+    space: &Space,
     layer: usize,
     starts: &[Row],
     width: usize,
@@ -169,23 +174,20 @@ pub(super) fn walk(
     scratch: &mut Scratch,
     cancel: &Cancel,
 ) -> Result<(), Error> {
-    let Scratch { beam, seen, fresh, query, .. } = scratch;
-    let rows = codes.rows();
+    let Scratch { beam, seen, fresh, target } = scratch;
+    let rows = space.rows();
     beam.clear(width);
     seen.clear(rows);
-    fresh.clear();
     for &row in starts {
         if seen.insert(row) {
-            beam.offer(row, codes.score(query, row));
+            beam.offer(row, space.score(target, row));
         }
     }
-    let links = |row: Row| {
-        let list = match layer.checked_sub(1) {
-            None => graph.base(row),
-            Some(upper) => graph.upper(upper, row),
-        };
-        valid(list, rows)
+    let list = |row: Row| match layer.checked_sub(1) {
+        None => graph.base(row),
+        Some(upper) => graph.upper(upper, row),
     };
+    let links = |row: Row| valid(list(row), rows);
     for expansion in 1usize.. {
         let Some(here) = beam.expand() else { break };
         if expansion.is_multiple_of(EXPANSIONS_PER_CHECK) {
@@ -193,12 +195,15 @@ pub(super) fn walk(
         }
         // Most often the next one to be expanded.
         if let (0, Some(row)) = (layer, beam.upcoming()) {
-            kernel::prefetch(bytemuck::cast_slice(graph.base(row)), LINES_OF_LINKS);
+            kernel::prefetch(graph.base(row), LINES_OF_LINKS);
         }
-        fresh.clear();
         match around {
-            Around::Links => fresh.extend(links(here).filter(|row| seen.insert(*row))),
+            Around::Links => {
+                let list = list(here);
+                seen.insert_all(valid(list, rows), list.len(), fresh);
+            }
             Around::AllowedWithinTwo(allowed) => {
+                fresh.clear();
                 let enough = graph.base(here).len();
                 let is_allowed = |row: &Row| allowed.contains(*row);
                 fresh.extend(links(here).filter(is_allowed).filter(|row| seen.insert(*row)));
@@ -215,15 +220,25 @@ pub(super) fn walk(
                 }
             }
         }
-        for row in fresh.iter().take(ROWS_AHEAD) {
-            codes.prefetch(*row);
-        }
-        for (at, &row) in fresh.iter().enumerate() {
-            if let Some(next) = fresh.get(at + ROWS_AHEAD) {
-                codes.prefetch(*next);
-            }
-            beam.offer(row, codes.score(query, row));
-        }
+        score(space, target, fresh, beam);
     }
     Ok(())
+}
+
+/// Offers rows to the beam. While some are scored the next ones are asked for, and no more:
+/// beyond as many cache lines as can be on their way at once, asking only waits.
+#[inline]
+fn score(space: &Space, target: &Target, rows: &[Row], beam: &mut Beam) {
+    let (fours, rest) = rows.as_chunks::<ROWS_AT_ONCE>();
+    fours.first().map_or(rest, |four| four).iter().for_each(|row| space.prefetch(*row));
+    for (at, four) in fours.iter().enumerate() {
+        let next = fours.get(at + 1).map_or(rest, |four| four);
+        next.iter().for_each(|row| space.prefetch(*row));
+        for (row, score) in four.iter().zip(space.score_all(target, *four)) {
+            beam.offer(*row, score);
+        }
+    }
+    for row in rest {
+        beam.offer(*row, space.score(target, *row));
+    }
 }

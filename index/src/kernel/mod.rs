@@ -148,28 +148,39 @@ impl Step {
 /// Numbers of the planes are in -64..=64: the sum of two products then fits 16 bits, which is
 /// what AVX2 adds up in. All three have the same number of steps of 64.
 pub type CodeDot = fn(high: &[Step], low: &[Step], code: &[u8]) -> f32;
+/// [`CodeDot`] of four rows, which reads the query once for all of them.
+pub type CodeDots = fn(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4];
 
-/// The [`CodeDot`] function of one level.
+/// The functions for rows of codes. Both give the same results.
+#[derive(Debug, Clone, Copy)]
+pub struct CodeKernel {
+    /// One row.
+    pub one: CodeDot,
+    /// Four rows.
+    pub four: CodeDots,
+}
+
+/// The [`CodeKernel`] of one level.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if the machine lacks the instructions.
-pub fn code_dot_at(level: Level) -> Result<CodeDot, Error> {
+pub fn code_dot_at(level: Level) -> Result<CodeKernel, Error> {
     available(level)?;
     Ok(match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => x86::avx2_code_dot,
+        Level::Avx2 => CodeKernel { one: x86::avx2_code_dot, four: x86::avx2_code_dots },
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => x86::avx512_code_dot,
+        Level::Avx512 => CodeKernel { one: x86::avx512_code_dot, four: x86::avx512_code_dots },
         #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => scalar::code_dot,
-        Level::Scalar | Level::Neon => scalar::code_dot,
+        Level::Avx2 | Level::Avx512 => scalar::CODES,
+        Level::Scalar | Level::Neon => scalar::CODES,
     })
 }
 
-/// The best [`CodeDot`] function of this machine.
+/// The best [`CodeKernel`] of this machine.
 #[must_use]
-pub fn code_dot() -> CodeDot {
-    code_dot_at(Level::best()).unwrap_or(scalar::code_dot)
+pub fn code_dot() -> CodeKernel {
+    code_dot_at(Level::best()).unwrap_or(scalar::CODES)
 }
 
 fn available(level: Level) -> Result<(), Error> {
@@ -202,11 +213,11 @@ pub fn select() -> Select {
     select_at(Level::best()).unwrap_or(scalar::select)
 }
 
-/// Asks for the cache lines of `bytes`, at most the first `lines`, before they are needed.
+/// Asks for the cache lines of `items`, at most the first `lines`, before they are needed.
 #[inline]
-pub fn prefetch(bytes: &[u8], lines: usize) {
+pub fn prefetch<T>(items: &[T], lines: usize) {
     #[cfg(target_arch = "x86_64")]
-    x86::prefetch(bytes, lines);
+    x86::prefetch(items, lines);
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, lines);
+    let _ = (items, lines);
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Kernel, Step, UNTOUCHED};
+use super::{CodeKernel, Kernel, Step, UNTOUCHED};
 use crate::{Elem, Metric};
 
 pub(super) fn kernel(metric: Metric, elem: Elem) -> Kernel {
@@ -147,7 +147,7 @@ pub(super) fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
     }
 }
 
-pub(super) fn code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
+fn code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     let dot = |step: &Step, code: &[u8; 64]| -> i32 {
         step.0.iter().zip(code).map(|(q, c)| i32::from(*q) * i32::from(*c)).sum()
     };
@@ -158,3 +158,9 @@ pub(super) fn code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     }
     of_high as f32 * 128.0 + of_low as f32
 }
+
+/// The reference for rows of codes.
+pub(super) const CODES: CodeKernel = CodeKernel {
+    one: code_dot,
+    four: |high, low, codes| codes.map(|code| code_dot(high, low, code)),
+};

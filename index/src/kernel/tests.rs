@@ -162,8 +162,16 @@ fn every_level_multiplies_codes_as_the_reference_does_up_to_the_widest_rows() {
             };
             let expected = dot(&high) as f32 * 128.0 + dot(&low) as f32;
             for level in levels() {
-                let result = code_dot_at(level).expect("available")(&high, &low, &code);
+                let dots = code_dot_at(level).expect("available");
+                let result = (dots.one)(&high, &low, &code);
                 assert_eq!(result, expected, "{level:?} {steps} {extreme}");
+                let mut others: [Vec<u8>; 4] = std::array::from_fn(|_| code.clone());
+                for (at, other) in others.iter_mut().enumerate() {
+                    other.rotate_left((at * 7).min(code.len()));
+                }
+                let alone = others.each_ref().map(|code| (dots.one)(&high, &low, code));
+                let together = (dots.four)(&high, &low, others.each_ref().map(Vec::as_slice));
+                assert_eq!(together, alone, "{level:?} {steps} {extreme}");
             }
         }
     }

@@ -504,6 +504,48 @@ pub(super) fn avx512_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     unsafe { dot(high, low, code) }
 }
 
+/// Only to be called where [`has_avx512`].
+pub(super) fn avx512_code_dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4] {
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4] {
+        let steps = high.len();
+        let (high, low) = (&high[..steps], &low[..steps]);
+        let codes: [&[[u8; 64]]; 4] = codes.map(|code| &code.as_chunks().0[..steps]);
+        let mut of_high = [_mm512_setzero_si512(); 4];
+        let mut of_low = [_mm512_setzero_si512(); 4];
+        for step in 0..steps {
+            let high = load512(bytemuck::cast_ref(&high[step].0));
+            let low = load512(bytemuck::cast_ref(&low[step].0));
+            for row in 0..4 {
+                let code = load512(&codes[row][step]);
+                of_high[row] = _mm512_dpbusd_epi32(of_high[row], code, high);
+                of_low[row] = _mm512_dpbusd_epi32(of_low[row], code, low);
+            }
+        }
+        let (high, low) = (totals(of_high), totals(of_low));
+        std::array::from_fn(|row| high[row] as f32 * 128.0 + low[row] as f32)
+    }
+    /// The sum of the lanes of each of four vectors.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn totals([a, b, c, d]: [__m512i; 4]) -> [i32; 4] {
+        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        let (low, high) = (_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+        let half = _mm256_add_epi32(low, high);
+        let (low, high) = (_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+        bytemuck::cast(_mm_add_epi32(low, high))
+    }
+    // SAFETY: `code_dot_at` hands this function out only where the machine has AVX-512 VNNI.
+    unsafe { dots(high, low, codes) }
+}
+
+/// Only to be called where [`has_avx2`].
+pub(super) fn avx2_code_dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4] {
+    codes.map(|code| avx2_code_dot(high, low, code))
+}
+
 /// Only to be called where [`has_avx2`].
 pub(super) fn avx2_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     #[target_feature(enable = "avx2")]
@@ -532,9 +574,11 @@ pub(super) fn avx2_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
 }
 
 #[inline]
-pub(super) fn prefetch(bytes: &[u8], lines: usize) {
-    for line in bytes.chunks(64).take(lines) {
-        // SAFETY: a prefetch never faults, and SSE is part of every x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+pub(super) fn prefetch<T>(items: &[T], lines: usize) {
+    let lines = size_of_val(items).div_ceil(64).min(lines);
+    let start = items.as_ptr().cast::<i8>();
+    for line in 0..lines {
+        // SAFETY: a prefetch never faults wherever it points, and SSE is part of every x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * 64)) };
     }
 }

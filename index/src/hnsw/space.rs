@@ -1,0 +1,195 @@
+//! How rows are compared while a graph is made and walked: on their codes, or on the rows
+//! themselves where codes would be too coarse.
+
+use rayon::prelude::*;
+
+use super::codes::{Codes, Prepared, numbers};
+use crate::flat::Scorer;
+use crate::kernel;
+use crate::{Bounds, Cancel, Error, Metric, Row, Sections, TopK, Vectors};
+
+/// Rows compared in one call, so that the query is read once for all of them.
+pub(super) const ROWS_AT_ONCE: usize = 4;
+/// Rows that stand for queries when codes are tried.
+const TRIED: usize = 48;
+/// Rows among which the tried ones look for their neighbours.
+const TRIED_AMONG: usize = 8192;
+/// Neighbours looked for.
+const NEIGHBOURS: usize = 10;
+/// Places among which codes must have them: three quarters of what a search scores again.
+const WITHIN: usize = 15;
+/// Share of the neighbours that must be there. Codes of text embeddings have .999 of them, those
+/// of rows that differ by less than a step of their outlying dimensions .9.
+const FOUND_AT_LEAST: f64 = 0.99;
+/// Cache lines of an exact row asked for ahead; the hardware follows the rest by itself.
+const LINES_AHEAD: usize = 8;
+
+/// The rows of a segment, ready to be compared.
+#[derive(Debug)]
+pub(super) struct Space {
+    vectors: Vectors,
+    metric: Metric,
+    scorer: Scorer,
+    codes: Option<Codes>,
+}
+
+/// A query, or a row in its place, ready to be compared with rows.
+#[derive(Debug, Default)]
+pub(super) struct Target {
+    numbers: Vec<f32>,
+    prepared: Prepared,
+    bytes: Vec<u8>,
+    scale: f32,
+}
+
+impl Space {
+    /// Encodes all rows, and keeps the codes if they are good enough.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]; [`Error::Unsupported`] if the metric does not apply.
+    pub(super) fn fit(vectors: &Vectors, metric: Metric, cancel: &Cancel) -> Result<Self, Error> {
+        let codes = Some(Codes::encode(vectors, metric, cancel)?);
+        let scorer = Scorer::new(vectors, metric)?;
+        let mut space = Self { vectors: vectors.clone(), metric, scorer, codes };
+        if space.found_by_codes() < FOUND_AT_LEAST {
+            space.codes = None;
+        }
+        Ok(space)
+    }
+
+    /// Without codes.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the metric does not apply.
+    #[cfg(test)]
+    pub(super) fn plain(vectors: &Vectors, metric: Metric) -> Result<Self, Error> {
+        let scorer = Scorer::new(vectors, metric)?;
+        Ok(Self { vectors: vectors.clone(), metric, scorer, codes: None })
+    }
+
+    /// # Errors
+    /// [`Error::Corrupt`] if sections do not fit; [`Error::Unsupported`] if the metric does not
+    /// apply.
+    pub(super) fn open(
+        sections: &dyn Sections,
+        vectors: Vectors,
+        metric: Metric,
+    ) -> Result<Self, Error> {
+        let codes = Codes::open(sections, &vectors, metric)?;
+        let scorer = Scorer::new(&vectors, metric)?;
+        Ok(Self { vectors, metric, scorer, codes })
+    }
+
+    pub(super) fn into_sections(self) -> [(&'static str, Vec<u8>); 4] {
+        Codes::into_sections(self.codes)
+    }
+
+    pub(super) fn vectors(&self) -> &Vectors {
+        &self.vectors
+    }
+
+    pub(super) fn scorer(&self) -> &Scorer {
+        &self.scorer
+    }
+
+    #[inline]
+    pub(super) fn rows(&self) -> usize {
+        self.vectors.rows()
+    }
+
+    /// Whether rows are compared on their codes.
+    #[cfg(test)]
+    pub(super) fn is_coded(&self) -> bool {
+        self.codes.is_some()
+    }
+
+    /// Makes a target of a query's bytes.
+    pub(super) fn prepare(&self, bytes: &[u8], target: &mut Target) {
+        if let Some(codes) = &self.codes {
+            numbers(self.metric, self.vectors.elem(), bytes, &mut target.numbers);
+            codes.prepare(&mut target.numbers, &mut target.prepared);
+        } else {
+            target.bytes.clear();
+            target.bytes.extend_from_slice(bytes);
+            target.scale = self.scorer.scale(bytes);
+        }
+    }
+
+    /// Makes a target of a row.
+    pub(super) fn prepare_row(&self, row: Row, target: &mut Target) {
+        match &self.codes {
+            Some(codes) => codes.prepare_row(row, &mut target.numbers, &mut target.prepared),
+            None => self.prepare(self.vectors.row(row), target),
+        }
+    }
+
+    /// How close a row is; larger is closer. Exact only without codes.
+    #[inline]
+    pub(super) fn score(&self, target: &Target, row: Row) -> f32 {
+        match &self.codes {
+            Some(codes) => codes.score(&target.prepared, row),
+            None => self.score_exactly(target, row),
+        }
+    }
+
+    /// [`Space::score`] of several rows.
+    #[inline]
+    pub(super) fn score_all(
+        &self,
+        target: &Target,
+        rows: [Row; ROWS_AT_ONCE],
+    ) -> [f32; ROWS_AT_ONCE] {
+        match &self.codes {
+            Some(codes) => codes.score_all(&target.prepared, rows),
+            None => rows.map(|row| self.score_exactly(target, row)),
+        }
+    }
+
+    fn score_exactly(&self, target: &Target, row: Row) -> f32 {
+        let score = self.scorer.score(&target.bytes, target.scale, row);
+        if score.is_nan() { f32::NEG_INFINITY } else { score }
+    }
+
+    /// Asks for what [`Space::score`] reads of a row.
+    #[inline]
+    pub(super) fn prefetch(&self, row: Row) {
+        match &self.codes {
+            Some(codes) => codes.prefetch(row),
+            None => kernel::prefetch(self.vectors.row(row), LINES_AHEAD),
+        }
+    }
+
+    /// The share of rows' true neighbours that their codes put in front, among a sample.
+    fn found_by_codes(&self) -> f64 {
+        let rows = self.rows();
+        let every = |count: usize| rows.div_ceil(count).max(1);
+        let pool: Vec<Row> = (0..rows as Row).step_by(every(TRIED_AMONG)).collect();
+        let tried: Vec<Row> = (0..rows as Row).step_by(every(TRIED)).collect();
+        let counts = tried.par_iter().map(|&row| self.neighbours_found(row, &pool));
+        let (found, wanted) = counts.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        if wanted == 0 { 1.0 } else { found as f64 / wanted as f64 }
+    }
+
+    /// How many of the neighbours of `row` in `pool` its code finds, and how many there are.
+    fn neighbours_found(&self, row: Row, pool: &[Row]) -> (usize, usize) {
+        let bytes = self.vectors.row(row);
+        let scale = self.scorer.scale(bytes);
+        let mut target = Target::default();
+        self.prepare(bytes, &mut target);
+        let mut exact = TopK::new(NEIGHBOURS, Bounds::default());
+        let mut coded = TopK::new(WITHIN, Bounds::default());
+        for &other in pool.iter().filter(|other| **other != row) {
+            exact.push(other, self.scorer.score(bytes, scale, other));
+            coded.push(other, self.score(&target, other));
+        }
+        let exact = exact.into_hits();
+        let Some(worst) = exact.last().map(|hit| hit.score) else { return (0, 0) };
+        // By score, as equal rows may stand for each other.
+        let coded = coded.into_hits().into_iter();
+        let found = coded.filter(|hit| {
+            // NaN is worse than every number, as in the heap.
+            self.scorer.score(bytes, scale, hit.row) >= worst || worst == f32::NEG_INFINITY
+        });
+        (found.count().min(exact.len()), exact.len())
+    }
+}
