@@ -10,6 +10,8 @@ pub struct Options {
     pub dirs: Vec<PathBuf>,
     /// Threads of the forward pass; 0 takes one per core.
     pub threads: usize,
+    /// The numbers in which models run.
+    pub precision: Precision,
     /// Most tokens in one forward pass (a single longer text still runs, alone); 0 lets the
     /// engine choose by model size so that a query never waits long behind a batch of inserts.
     pub max_batch_tokens: usize,
@@ -20,7 +22,37 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { dirs: Vec::new(), threads: 0, max_batch_tokens: 0, queue_bytes: 64 << 20 }
+        Self {
+            dirs: Vec::new(),
+            threads: 0,
+            precision: Precision::Auto,
+            max_batch_tokens: 0,
+            queue_bytes: 64 << 20,
+        }
+    }
+}
+
+/// The numbers in which the layers of an encoder run. Softmax, norms, pooling and heads are
+/// always in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Precision {
+    /// The engine chooses: f32.
+    #[default]
+    Auto,
+    /// 32 bits, as the reference libraries.
+    F32,
+    /// Weights and activations of eight bits: faster and smaller, and not quite as exact.
+    Int8,
+}
+
+impl Precision {
+    /// Its name in settings and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        }
     }
 }
 
@@ -167,6 +199,8 @@ impl ModelSpec {
 pub struct ModelInfo {
     /// What it is.
     pub spec: ModelSpec,
+    /// The numbers it runs in.
+    pub precision: Precision,
     /// Bytes of its weights in memory.
     pub bytes: usize,
     /// Tokens run since it was loaded.

@@ -9,11 +9,12 @@
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 
-use crate::Error;
-use crate::cpu::{Activation, Heads};
+use crate::cpu::{Activation, Heads, MAX_INT8_INPUTS, QuantMatrix};
 use crate::folder::EncoderConfig;
 use crate::layers::{LayerNorm, Linear, attention};
+use crate::table::Table;
 use crate::weights::Weights;
+use crate::{Error, Precision};
 
 /// Texts of one forward pass, one after the other.
 #[derive(Debug, Default)]
@@ -49,9 +50,9 @@ impl PackedBatch {
 /// The encoder of one model.
 pub(crate) struct Encoder {
     config: EncoderConfig,
-    words: Tensor,
-    positions: Tensor,
-    types: Tensor,
+    words: Table,
+    positions: Table,
+    types: Table,
     norm: LayerNorm,
     layers: Vec<Layer>,
 }
@@ -66,27 +67,25 @@ struct Layer {
 }
 
 impl Encoder {
-    /// Reads all weights and packs them for the device.
+    /// Reads all weights and packs them for the device, those of the layers as `precision` says.
     ///
     /// # Errors
     /// [`Error::Load`] for a tensor that is missing, of another shape, or damaged.
-    pub(crate) fn load(weights: &mut Weights, config: &EncoderConfig) -> Result<Self, Error> {
-        let hidden = config.hidden;
+    pub(crate) fn load(
+        weights: &mut Weights,
+        config: &EncoderConfig,
+        precision: Precision,
+    ) -> Result<Self, Error> {
         let prefix = weights.prefix().to_owned();
         let mut table = |name: &str, rows: usize| {
-            let values =
-                weights.read(&format!("{prefix}embeddings.{name}.weight"), &[rows, hidden]);
-            values.and_then(|values| {
-                Tensor::from_vec(values, (rows, hidden), &Device::Cpu)
-                    .map_err(|error| inference(&error))
-            })
+            weights.table(&format!("{prefix}embeddings.{name}.weight"), [rows, config.hidden])
         };
         let words = table("word_embeddings", config.vocabulary)?;
         let positions = table("position_embeddings", config.positions)?;
         let types = table("token_type_embeddings", config.types)?;
         let norm = layer_norm(weights, &format!("{prefix}embeddings.LayerNorm"), config)?;
         let layers = (0..config.layers)
-            .map(|index| Layer::load(weights, &format!("{prefix}encoder.layer.{index}"), config))
+            .map(|index| Layer::load(weights, &layer_name(&prefix, index), config, precision))
             .collect::<Result<_, _>>()?;
         Ok(Self { config: config.clone(), words, positions, types, norm, layers })
     }
@@ -97,7 +96,7 @@ impl Encoder {
     }
 
     /// The word table, `vocabulary × hidden`; masked-language heads share it.
-    pub(crate) fn words(&self) -> &Tensor {
+    pub(crate) fn words(&self) -> &Table {
         &self.words
     }
 
@@ -120,54 +119,46 @@ impl Encoder {
     }
 
     fn embed(&self, batch: &PackedBatch) -> CandleResult<Tensor> {
-        let row =
-            |table: &Tensor, ids: &[u32]| table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0);
-        let words = row(&self.words, &batch.ids)?;
-        let positions = row(&self.positions, &batch.positions)?;
+        let rows = batch.ids.len();
+        let mut sums = vec![0.0; rows * self.config.hidden];
+        self.words.add(&batch.ids, &mut sums)?;
         // XLM-R has one type, whatever the pair.
-        let types = if self.config.types == 1 {
-            (words + self.types.broadcast_as((batch.ids.len(), self.config.hidden))?)?
+        if self.config.types == 1 {
+            self.types.add(&vec![0; rows], &mut sums)?;
         } else {
-            (words + row(&self.types, &batch.types)?)?
-        };
-        types + positions
+            self.types.add(&batch.types, &mut sums)?;
+        }
+        self.positions.add(&batch.positions, &mut sums)?;
+        Tensor::from_vec(sums, (rows, self.config.hidden), &Device::Cpu)
     }
 
     /// Bytes of all weights.
     pub(crate) fn bytes(&self) -> usize {
         let tables = [&self.words, &self.positions, &self.types];
-        let tables: usize = tables.map(|table| 4 * table.elem_count()).iter().sum();
+        let tables: usize = tables.map(Table::bytes).iter().sum();
         let layers: usize = self.layers.iter().map(Layer::bytes).sum();
         tables + layers
     }
 }
 
 impl Layer {
-    fn load(weights: &mut Weights, name: &str, config: &EncoderConfig) -> Result<Self, Error> {
-        let (hidden, intermediate) = (config.hidden, config.intermediate);
-        let mut query_key_value = Vec::with_capacity(3 * hidden * hidden);
-        let mut bias = Vec::with_capacity(3 * hidden);
-        for part in ["query", "key", "value"] {
-            let part = format!("{name}.attention.self.{part}");
-            query_key_value.extend(weights.read(&format!("{part}.weight"), &[hidden, hidden])?);
-            bias.extend(weights.read(&format!("{part}.bias"), &[hidden])?);
-        }
+    fn load(
+        weights: &mut Weights,
+        name: &str,
+        config: &EncoderConfig,
+        precision: Precision,
+    ) -> Result<Self, Error> {
+        let [query_key_value, attention_output, up, down] = layer_shapes(name, config);
+        let norm = |weights: &mut Weights, part: &str| {
+            layer_norm(weights, &format!("{name}.{part}.LayerNorm"), config)
+        };
         Ok(Self {
-            query_key_value: Linear::new(&query_key_value, Some(&bias), hidden),
-            attention_output: linear(
-                weights,
-                &format!("{name}.attention.output.dense"),
-                hidden,
-                hidden,
-            )?,
-            attention_norm: layer_norm(
-                weights,
-                &format!("{name}.attention.output.LayerNorm"),
-                config,
-            )?,
-            up: linear(weights, &format!("{name}.intermediate.dense"), hidden, intermediate)?,
-            down: linear(weights, &format!("{name}.output.dense"), intermediate, hidden)?,
-            output_norm: layer_norm(weights, &format!("{name}.output.LayerNorm"), config)?,
+            query_key_value: query_key_value.load(weights, precision)?,
+            attention_output: attention_output.load(weights, precision)?,
+            attention_norm: norm(weights, "attention.output")?,
+            up: up.load(weights, precision)?,
+            down: down.load(weights, precision)?,
+            output_norm: norm(weights, "output")?,
         })
     }
 
@@ -177,7 +168,100 @@ impl Layer {
     }
 }
 
-/// Reads a linear layer with bias under its full name.
+fn layer_name(prefix: &str, index: usize) -> String {
+    format!("{prefix}encoder.layer.{index}")
+}
+
+/// A linear layer of the encoder before its weights are read.
+pub(crate) struct LinearShape {
+    name: String,
+    /// What the file calls the parts whose outputs lie side by side; each has as many outputs.
+    parts: Vec<String>,
+    inputs: usize,
+    outputs: usize,
+}
+
+/// The four linear layers of a layer: query, key and value; the rest of attention; up; down.
+fn layer_shapes(name: &str, config: &EncoderConfig) -> [LinearShape; 4] {
+    let (hidden, intermediate) = (config.hidden, config.intermediate);
+    let shape = |own: &str, parts: &[&str], inputs, outputs| LinearShape {
+        name: format!("{name}.{own}"),
+        parts: parts.iter().map(|part| format!("{name}.{part}")).collect(),
+        inputs,
+        outputs,
+    };
+    let qkv = ["attention.self.query", "attention.self.key", "attention.self.value"];
+    let one = |own: &str, inputs, outputs| shape(own, &[own], inputs, outputs);
+    [
+        shape("attention.self", &qkv, hidden, hidden),
+        one("attention.output.dense", hidden, hidden),
+        one("intermediate.dense", hidden, intermediate),
+        one("output.dense", intermediate, hidden),
+    ]
+}
+
+/// All linear layers of an encoder.
+pub(crate) fn linear_shapes(prefix: &str, config: &EncoderConfig) -> Vec<LinearShape> {
+    (0..config.layers).flat_map(|index| layer_shapes(&layer_name(prefix, index), config)).collect()
+}
+
+impl LinearShape {
+    /// What it is called among the eight-bit weights.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Width of a row that goes in, and of one that comes out.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.inputs, self.parts.len() * self.outputs)
+    }
+
+    fn load(&self, weights: &mut Weights, precision: Precision) -> Result<Linear, Error> {
+        let bias = self.bias(weights)?;
+        if precision == Precision::Int8 && self.is_quantized() {
+            let ready = weights.int8(&self.name, &bias, self.inputs)?;
+            let matrix = match ready {
+                Some(matrix) => matrix,
+                None => QuantMatrix::new(&self.matrix(weights)?, &bias, self.inputs),
+            };
+            return Ok(Linear::Int8(matrix));
+        }
+        Ok(Linear::new(&self.matrix(weights)?, Some(&bias), self.inputs))
+    }
+
+    /// Whether the layer is narrow enough for eight bits.
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.inputs <= MAX_INT8_INPUTS
+    }
+
+    /// Reads and quantizes the layer.
+    pub(crate) fn quantize(&self, weights: &mut Weights) -> Result<QuantMatrix, Error> {
+        let bias = self.bias(weights)?;
+        Ok(QuantMatrix::new(&self.matrix(weights)?, &bias, self.inputs))
+    }
+
+    fn matrix(&self, weights: &mut Weights) -> Result<Vec<f32>, Error> {
+        let shape = [self.outputs, self.inputs];
+        if let [part] = self.parts.as_slice() {
+            return weights.read(&format!("{part}.weight"), &shape);
+        }
+        let mut matrix = Vec::with_capacity(self.parts.len() * self.outputs * self.inputs);
+        for part in &self.parts {
+            matrix.extend(weights.read(&format!("{part}.weight"), &shape)?);
+        }
+        Ok(matrix)
+    }
+
+    fn bias(&self, weights: &mut Weights) -> Result<Vec<f32>, Error> {
+        let mut bias = Vec::with_capacity(self.parts.len() * self.outputs);
+        for part in &self.parts {
+            bias.extend(weights.read(&format!("{part}.bias"), &[self.outputs])?);
+        }
+        Ok(bias)
+    }
+}
+
+/// Reads a linear layer of a head, with bias, under its full name.
 pub(crate) fn linear(
     weights: &mut Weights,
     name: &str,

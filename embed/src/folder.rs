@@ -179,7 +179,7 @@ impl Folder {
         let modules = modules(dir, refuse)?;
         let head = head(&raw, dir, modules.as_ref(), refuse)?;
 
-        let weights = ["model.safetensors", "pytorch_model.bin"]
+        let weights = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
             .map(|file| dir.join(file))
             .into_iter()
             .find(|path| path.is_file())

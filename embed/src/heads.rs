@@ -9,7 +9,7 @@ use candle_core::{IndexOp, Result as CandleResult, Tensor};
 use crate::cpu::{Activation, l2_normalize};
 use crate::encoder::{Encoder, inference, layer_norm, linear};
 use crate::folder::{Classifier, Folder, HeadConfig, Pooling};
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{LayerNorm, Linear, LinearMax};
 use crate::tokenizer::Specials;
 use crate::weights::Weights;
 use crate::{Error, Outputs};
@@ -28,7 +28,7 @@ pub(crate) struct Encoded {
 pub(crate) enum Head {
     Pooled { pooling: Pooling, normalize: bool },
     M3 { sparse: Linear, colbert: Linear, dropped: Vec<u32> },
-    Splade { transform: Linear, norm: LayerNorm, decoder: Linear },
+    Splade { transform: Linear, norm: LayerNorm, decoder: LinearMax },
     Classifier { dense: Linear, output: Linear },
 }
 
@@ -68,9 +68,13 @@ impl Head {
                     weights.read(own, &[vocabulary, hidden])?
                 } else {
                     // Tied to the word table, and then not written a second time.
-                    flat(encoder.words()).map_err(|error| inference(&error))?
+                    encoder
+                        .words()
+                        .tensor()
+                        .and_then(|words| flat(&words))
+                        .map_err(|error| inference(&error))?
                 };
-                let decoder = Linear::new(&matrix, Some(&bias), hidden);
+                let decoder = LinearMax::new(&matrix, Some(&bias), hidden);
                 Ok(Self::Splade { transform, norm, decoder })
             }
             HeadConfig::Classifier(kind) => {
@@ -141,7 +145,7 @@ impl Head {
             }
             Self::Splade { transform, norm, decoder } => {
                 let transformed = norm.forward(&transform.forward(hidden, Activation::Gelu)?)?;
-                let largest = decoder.forward_max(&transformed, bounds)?;
+                let largest = decoder.forward(&transformed, bounds)?;
                 let vocabulary = largest.dim(1)?;
                 for (encoded, row) in encoded.iter_mut().zip(flat(&largest)?.chunks(vocabulary)) {
                     // log(1 + relu(x)) grows with x, so the maximum may be taken first.

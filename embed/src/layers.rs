@@ -5,33 +5,55 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use crate::cpu::{self, Activation, Heads, Matrix};
+use crate::cpu::{self, Activation, Heads, Matrix, QuantMatrix};
 
 /// A linear layer with its activation: `tokens × inputs` in, `tokens × outputs` out.
 #[derive(Debug)]
-pub(crate) struct Linear {
-    matrix: Matrix,
+pub(crate) enum Linear {
+    /// Weights of 32 bits.
+    F32(Matrix),
+    /// Weights of eight bits.
+    Int8(QuantMatrix),
 }
 
 impl Linear {
     /// From PyTorch's layout: `weights` is `outputs × inputs`, row-major.
     pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Self {
-        Self { matrix: Matrix::new(weights, bias, inputs) }
+        Self::F32(Matrix::new(weights, bias, inputs))
     }
 
     /// Runs every row through the layer.
     pub(crate) fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        x.apply_op1_no_bwd(&LinearOp { matrix: &self.matrix, activation })
-    }
-
-    /// The largest output per text instead of one per token: `texts × outputs`.
-    pub(crate) fn forward_max(&self, x: &Tensor, bounds: &[usize]) -> Result<Tensor> {
-        x.apply_op1_no_bwd(&LinearMaxOp { matrix: &self.matrix, bounds })
+        x.apply_op1_no_bwd(&LinearOp { linear: self, activation })
     }
 
     /// Bytes of the weights.
     pub(crate) fn bytes(&self) -> usize {
-        self.matrix.bytes()
+        match self {
+            Self::F32(matrix) => matrix.bytes(),
+            Self::Int8(matrix) => matrix.bytes(),
+        }
+    }
+}
+
+/// A linear layer of which only the largest output per text is wanted.
+#[derive(Debug)]
+pub(crate) struct LinearMax(Matrix);
+
+impl LinearMax {
+    /// From PyTorch's layout: `weights` is `outputs × inputs`, row-major.
+    pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Self {
+        Self(Matrix::new(weights, bias, inputs))
+    }
+
+    /// The largest output of the rows of each text: `texts × outputs`.
+    pub(crate) fn forward(&self, x: &Tensor, bounds: &[usize]) -> Result<Tensor> {
+        x.apply_op1_no_bwd(&LinearMaxOp { matrix: &self.0, bounds })
+    }
+
+    /// Bytes of the weights.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.bytes()
     }
 }
 
@@ -61,7 +83,7 @@ pub(crate) fn attention(qkv: &Tensor, heads: Heads, bounds: &[usize]) -> Result<
 }
 
 struct LinearOp<'a> {
-    matrix: &'a Matrix,
+    linear: &'a Linear,
     activation: Activation,
 }
 
@@ -71,9 +93,16 @@ impl CustomOp1 for LinearOp<'_> {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, rows) = rows(storage, layout, self.matrix.inputs())?;
-        let out = cpu::matmul(x, self.matrix, self.activation);
-        Ok((CpuStorage::F32(out), (rows, self.matrix.outputs()).into()))
+        let (inputs, outputs) = match self.linear {
+            Linear::F32(matrix) => (matrix.inputs(), matrix.outputs()),
+            Linear::Int8(matrix) => (matrix.inputs(), matrix.outputs()),
+        };
+        let (x, rows) = rows(storage, layout, inputs)?;
+        let out = match self.linear {
+            Linear::F32(matrix) => cpu::matmul(x, matrix, self.activation),
+            Linear::Int8(matrix) => cpu::matmul_int8(x, matrix, self.activation),
+        };
+        Ok((CpuStorage::F32(out), (rows, outputs).into()))
     }
 }
 

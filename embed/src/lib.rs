@@ -11,30 +11,34 @@
 //! scheduler  one thread, two lanes, token-budget batches
 //! model      tokenizer + encoder + head          encoder   BERT and XLM-R, packed
 //! heads      pooling, BGE-M3, SPLADE, classifier layers    tensor operations -> kernels
-//! cpu        the kernels
+//! cpu        the kernels                         cache     weights converted once
 //! ```
 //!
 //! The engine knows texts and models. It knows no collections, fields or requests of a protocol;
 //! what an empty string means to a schema is decided by its caller.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod api;
+mod cache;
 mod cpu;
 mod encoder;
 mod error;
 mod folder;
 mod heads;
 mod layers;
+mod mapped;
 mod model;
 mod pickle;
 mod scheduler;
 mod store;
+mod table;
 mod tokenizer;
 mod weights;
 
 pub use api::{
-    EmbedRequest, Embeddings, Mode, ModelInfo, ModelSpec, Options, Outputs, RerankRequest,
+    EmbedRequest, Embeddings, Mode, ModelInfo, ModelSpec, Options, Outputs, Precision,
+    RerankRequest,
 };
 pub use error::Error;
 pub use store::ModelStore;

@@ -8,12 +8,12 @@ use crate::encoder::{Encoder, PackedBatch, inference};
 use crate::folder::Folder;
 use crate::heads::{Encoded, Head};
 use crate::tokenizer::{Sequence, TextTokenizer};
-use crate::weights::Weights;
-use crate::{Error, ModelInfo, ModelSpec, Outputs};
+use crate::{Error, ModelInfo, ModelSpec, Outputs, Precision, cache};
 
 /// A model in memory.
 pub(crate) struct Model {
     spec: ModelSpec,
+    precision: Precision,
     tokenizer: TextTokenizer,
     encoder: Encoder,
     head: Head,
@@ -29,7 +29,12 @@ pub(crate) struct Item<'a> {
 
 impl Model {
     /// Reads everything; takes seconds for a large model.
-    pub(crate) fn load(folder: &Folder) -> Result<Self, Error> {
+    pub(crate) fn load(folder: &Folder, precision: Precision) -> Result<Self, Error> {
+        // Eight bits cost some accuracy, so they are a choice (ADR 8).
+        let precision = match precision {
+            Precision::Auto | Precision::F32 => Precision::F32,
+            Precision::Int8 => Precision::Int8,
+        };
         let spec = folder.spec.clone();
         let tokenizer = TextTokenizer::load(
             &spec.name,
@@ -37,10 +42,10 @@ impl Model {
             folder.encoder.vocabulary,
             folder.lowercase,
         )?;
-        let mut weights = Weights::open(&folder.weights)?;
-        let encoder = Encoder::load(&mut weights, &folder.encoder)?;
+        let mut weights = cache::open(folder, precision)?;
+        let encoder = Encoder::load(&mut weights, &folder.encoder, precision)?;
         let head = Head::load(folder, &mut weights, &encoder, tokenizer.specials())?;
-        Ok(Self { spec, tokenizer, encoder, head, tokens: AtomicU64::new(0) })
+        Ok(Self { spec, precision, tokenizer, encoder, head, tokens: AtomicU64::new(0) })
     }
 
     pub(crate) fn spec(&self) -> &ModelSpec {
@@ -53,7 +58,12 @@ impl Model {
 
     pub(crate) fn info(&self) -> ModelInfo {
         let bytes = self.encoder.bytes() + self.head.bytes();
-        ModelInfo { spec: self.spec.clone(), bytes, tokens: self.tokens.load(Ordering::Relaxed) }
+        ModelInfo {
+            spec: self.spec.clone(),
+            precision: self.precision,
+            bytes,
+            tokens: self.tokens.load(Ordering::Relaxed),
+        }
     }
 
     /// Most tokens of a batch on the CPU.

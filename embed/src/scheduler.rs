@@ -336,6 +336,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::Precision;
     use crate::folder::Folder;
 
     type Answer = oneshot::Receiver<Result<Vec<Encoded>, Error>>;
@@ -343,7 +344,7 @@ mod tests {
     fn model() -> Arc<Model> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../tests/data/embedding-golden/tiny-bge-m3");
-        Arc::new(Model::load(&Folder::read("tiny-bge-m3", &dir).unwrap()).unwrap())
+        Arc::new(Model::load(&Folder::read("tiny-bge-m3", &dir).unwrap(), Precision::F32).unwrap())
     }
 
     fn worker() -> Worker {

@@ -13,7 +13,8 @@ use crate::model::Model;
 use crate::scheduler::{Permit, Scheduler};
 use crate::tokenizer::Sequence;
 use crate::{
-    EmbedRequest, Embeddings, Error, Mode, ModelInfo, ModelSpec, Options, Outputs, RerankRequest,
+    EmbedRequest, Embeddings, Error, Mode, ModelInfo, ModelSpec, Options, Outputs, Precision,
+    RerankRequest,
 };
 
 /// Shortest length a request may ask for: room for the frame and something in it.
@@ -169,7 +170,7 @@ impl ModelStore {
         let started = move || -> Result<Started, Error> {
             let slot = inner.slot(&name)?;
             check(&slot.folder.spec)?;
-            let model = slot.load()?;
+            let model = slot.load(inner.options.precision)?;
             let sequences = prepare(&slot, &model)?;
             inner.submit(&slot, model, mode, outputs, sequences, permit)
         };
@@ -242,13 +243,13 @@ impl Inner {
 
 impl Slot {
     /// The model, loaded if it is not. Callers wait for a load that is under way.
-    fn load(&self) -> Result<Arc<Model>, Error> {
+    fn load(&self, precision: Precision) -> Result<Arc<Model>, Error> {
         let mut model = lock(&self.model);
         if let Some(model) = &*model {
             return Ok(Arc::clone(model));
         }
         let started = std::time::Instant::now();
-        let loaded = Arc::new(Model::load(&self.folder)?);
+        let loaded = Arc::new(Model::load(&self.folder, precision)?);
         let name = &self.folder.spec.name;
         let millis = started.elapsed().as_millis();
         tracing::info!(model = name, bytes = loaded.info().bytes, millis, "model loaded");

@@ -108,10 +108,34 @@ pub struct Grpc {
 pub struct Models {
     /// Threads of one inference; 0 means one per core.
     pub threads: usize,
+    /// The numbers in which they run.
+    pub precision: Precision,
     /// Tokens in one forward pass; 0 lets the engine choose.
     pub max_batch_tokens: usize,
     /// Bytes of text that may wait for a model.
     pub queue_bytes: usize,
+}
+
+/// The numbers in which models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// The engine chooses.
+    Auto,
+    /// 32 bits.
+    F32,
+    /// Eight bits.
+    Int8,
+}
+
+impl From<Precision> for elanus_embed::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Auto => Self::Auto,
+            Precision::F32 => Self::F32,
+            Precision::Int8 => Self::Int8,
+        }
+    }
 }
 
 /// Why the settings cannot be used.
@@ -224,6 +248,7 @@ impl Config {
         elanus_embed::Options {
             dirs: self.model_dirs(),
             threads: self.models.threads,
+            precision: self.models.precision.into(),
             max_batch_tokens: self.models.max_batch_tokens,
             queue_bytes: self.models.queue_bytes,
         }

@@ -11,10 +11,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::math::{gelu, tanh};
-
-/// Rows of one task. At the widths of BERT its inputs stay in a core's second-level cache while
-/// all panels pass by.
-const BLOCK_ROWS: usize = 96;
+use super::share::{Columns, product};
 
 /// What is done to an output element after the bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,8 +93,8 @@ impl Matrix {
         &self.panels[self.start + index * len..][..len]
     }
 
-    fn panel_count(&self) -> usize {
-        self.bias.len() / self.panel_width
+    fn columns(&self) -> Columns {
+        Columns { outputs: self.outputs, panel_width: self.panel_width }
     }
 }
 
@@ -141,43 +138,11 @@ pub(super) fn pack(
 /// `activation(x × weightsᵀ + bias)`: `rows × inputs` in, `rows × outputs` out, row-major.
 pub(crate) fn matmul(x: &[f32], matrix: &Matrix, activation: Activation) -> Vec<f32> {
     let rows = x.len() / matrix.inputs;
-    let mut out = vec![0.0; rows * matrix.outputs];
-    if rows == 0 {
-        return out;
-    }
-    let threads = rayon::current_num_threads();
-    if rows > BLOCK_ROWS / 2 || threads == 1 {
-        // Whole output rows per task.
-        let block = BLOCK_ROWS.min(rows.div_ceil(threads).next_multiple_of(8));
-        out.par_chunks_mut(block * matrix.outputs).enumerate().for_each(|(index, out)| {
-            let x = &x[index * block * matrix.inputs..];
-            let rows = out.len() / matrix.outputs;
-            let panels = 0..matrix.panel_count();
-            matrix.arch.dispatch(Product { x, rows, matrix, panels, activation, out });
-        });
-        return out;
-    }
-    // A query has too few rows to share, so the threads share the columns.
-    let per_task = matrix.panel_count().div_ceil(threads).max(1);
-    let parts: Vec<(usize, Vec<f32>)> = (0..matrix.panel_count())
-        .into_par_iter()
-        .step_by(per_task)
-        .map(|first| {
-            let panels = first..(first + per_task).min(matrix.panel_count());
-            let from = first * matrix.panel_width;
-            let to = (panels.end * matrix.panel_width).min(matrix.outputs);
-            let mut part = vec![0.0; rows * (to - from)];
-            matrix.arch.dispatch(Product { x, rows, matrix, panels, activation, out: &mut part });
-            (from, part)
-        })
-        .collect();
-    for (from, part) in parts {
-        let width = part.len() / rows;
-        for (out, part) in out.chunks_exact_mut(matrix.outputs).zip(part.chunks_exact(width)) {
-            out[from..from + width].copy_from_slice(part);
-        }
-    }
-    out
+    product(rows, matrix.columns(), |rows, panels, out| {
+        let x = &x[rows.start * matrix.inputs..];
+        let rows = rows.len();
+        matrix.arch.dispatch(Product { x, rows, matrix, panels, activation, out });
+    })
 }
 
 /// For each group of rows the largest output per column: what SPLADE makes of the logits of a

@@ -8,3 +8,5 @@ mod common;
 mod golden;
 #[cfg(test)]
 mod real_models;
+#[cfg(test)]
+mod weights;
