@@ -119,6 +119,11 @@ pub struct EmbedRequest {
     pub max_length: Option<usize>,
     /// Put before every text, instead of the prompt the model declares for `mode`.
     pub prompt: Option<String>,
+    /// Width of the dense vectors: their first numbers, normalised again, which is what models
+    /// trained for it (Matryoshka) allow. `None` takes all.
+    pub dim: Option<usize>,
+    /// Refuses a text that is longer than the length instead of cutting it.
+    pub refuse_longer: bool,
 }
 
 impl EmbedRequest {

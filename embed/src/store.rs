@@ -1,17 +1,17 @@
 //! Model folders by name; each model is loaded once and shared by all calls.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::cpu::sigmoid;
+use crate::cpu::{l2_normalize, sigmoid};
 use crate::folder::Folder;
 use crate::heads::Encoded;
 use crate::model::Model;
 use crate::scheduler::{Permit, Scheduler};
-use crate::tokenizer::Sequence;
+use crate::tokenizer::{Sequence, TextTokenizer};
 use crate::{
     EmbedRequest, Embeddings, Error, Mode, ModelInfo, ModelSpec, Options, Outputs, Precision,
     RerankRequest,
@@ -87,7 +87,7 @@ impl ModelStore {
     /// when too much is waiting, and [`Error::Tokenize`], [`Error::Inference`] or
     /// [`Error::Closed`] when the run itself fails.
     pub async fn embed(&self, model: &str, request: EmbedRequest) -> Result<Embeddings, Error> {
-        let EmbedRequest { texts, outputs, mode, max_length, prompt } = request;
+        let EmbedRequest { texts, outputs, mode, max_length, prompt, dim, refuse_longer } = request;
         let bytes = queued_bytes(&texts)?;
         let count = texts.len();
         let name = model.to_owned();
@@ -99,15 +99,30 @@ impl ModelStore {
                 Mode::Search => &spec.search_prompt,
             };
             let prompt = prompt.as_deref().unwrap_or(declared);
-            let tokenize = |text: &String| model.tokenizer().text(prompt, text, max_length);
+            let tokenize = |text: &String| {
+                if !refuse_longer {
+                    return model.tokenizer().text(prompt, text, max_length);
+                }
+                let whole = model.tokenizer().whole(prompt, text)?;
+                if whole.ids.len() <= max_length {
+                    return Ok(whole);
+                }
+                Err(Error::Invalid(format!(
+                    "a text has {} tokens, {max_length} are allowed",
+                    whole.ids.len()
+                )))
+            };
             let sequences: Vec<Sequence> = texts.iter().map(tokenize).collect::<Result<_, _>>()?;
             check_output_size(spec, outputs, &sequences)?;
             Ok(sequences)
         };
-        let check = move |spec: &ModelSpec| check_outputs(spec, outputs);
+        let check = move |spec: &ModelSpec| {
+            check_outputs(spec, outputs)?;
+            check_dim(spec, outputs, dim)
+        };
         let job = self.run(name, bytes, mode, outputs, check, prepare).await?;
         let Ran { spec, tokens, encoded } = job;
-        Ok(collect(&spec, outputs, tokens, encoded, count))
+        Ok(collect(&spec, outputs, dim, tokens, encoded, count))
     }
 
     /// Scores documents against a query with a cross-encoder, in the order given: higher is
@@ -140,6 +155,99 @@ impl ModelStore {
         let ran = self.run(name, bytes, Mode::Search, outputs, check, prepare).await?;
         let scores = ran.encoded.into_iter().map(|encoded| encoded.score.unwrap_or_default());
         Ok(scores.map(|score| if normalize { sigmoid(score) } else { score }).collect())
+    }
+
+    /// The models of the directories that are understood, as [`ModelStore::resolve`] describes
+    /// them; the first directory that has a name decides.
+    pub fn installed(&self) -> Vec<ModelSpec> {
+        self.folders().into_iter().filter_map(|(_, folder)| folder.ok()).collect()
+    }
+
+    /// All model folders with their names, in order, and why one is not understood.
+    pub fn folders(&self) -> Vec<(String, Result<ModelSpec, Error>)> {
+        let mut seen = HashSet::new();
+        let all = self.inner.options.dirs.iter().flat_map(|dir| list(dir));
+        let mut found: Vec<_> = all
+            .filter(|(name, _)| seen.insert(name.clone()))
+            .map(|(name, dir)| {
+                let spec = Folder::read(&name, &dir).map(|folder| folder.spec);
+                (name, spec)
+            })
+            .collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found
+    }
+
+    /// Copies a folder in Hugging Face layout into the first directory, under `name`
+    /// (`<org>/<name>`). It is there as a whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`]; [`Error::Load`] and [`Error::Unsupported`] for a folder that is not
+    /// understood, that cannot be copied, or whose name is taken.
+    pub fn add(&self, folder: &Path, name: &str) -> Result<ModelSpec, Error> {
+        let parts = parts(name)?;
+        Folder::read(name, folder)?;
+        let load = |path: &Path, detail: String| Error::Load { path: path.to_owned(), detail };
+        let dir = self.inner.options.dirs.first().ok_or_else(|| {
+            load(folder, "no model directory is configured to copy it to".to_owned())
+        })?;
+        let target = parts.iter().fold(dir.clone(), |path, part| path.join(part));
+        if target.exists() {
+            return Err(load(&target, "it exists; remove that model first".to_owned()));
+        }
+        // A name that begins with a dot is no model's, so nobody takes half a copy for one.
+        let draft = dir.join(format!(".{}.{}", parts.join("."), std::process::id()));
+        let copied = copy(folder, &draft, 0)
+            .and_then(|()| fs_err::create_dir_all(target.parent().unwrap_or(dir)))
+            .and_then(|()| fs_err::rename(&draft, &target));
+        if let Err(error) = copied {
+            // What is left of it is of no use; that it cannot be removed changes nothing.
+            let _ = fs_err::remove_dir_all(&draft);
+            return Err(load(&target, format!("it cannot be copied there: {error}")));
+        }
+        self.resolve(name)
+    }
+
+    /// Deletes the folder of a model that is not in memory, and says what it was.
+    ///
+    /// # Errors
+    /// As [`ModelStore::resolve`]; [`Error::Load`] if it cannot be deleted.
+    pub fn remove(&self, name: &str) -> Result<ModelSpec, Error> {
+        let spec = self.resolve(name)?;
+        let outcome = if spec.dir.is_symlink() {
+            fs_err::remove_file(&spec.dir)
+        } else {
+            fs_err::remove_dir_all(&spec.dir)
+        };
+        match outcome {
+            Ok(()) => Ok(spec),
+            Err(error) => Err(Error::Load { path: spec.dir, detail: error.to_string() }),
+        }
+    }
+
+    /// Loads a model before it is used; does nothing for one that is in memory.
+    ///
+    /// # Errors
+    /// As [`ModelStore::resolve`], and [`Error::Load`] for damaged weights.
+    pub fn warm(&self, name: &str) -> Result<ModelInfo, Error> {
+        Ok(self.inner.slot(name)?.load(self.inner.options.precision)?.info())
+    }
+
+    /// The token ids of a text as the model would see it, uncut and with its specials, and the
+    /// pieces of text they stand for.
+    ///
+    /// # Errors
+    /// As [`ModelStore::resolve`]; [`Error::Load`] and [`Error::Tokenize`] of the tokenizer.
+    pub fn tokenize(&self, name: &str, text: &str) -> Result<Vec<(u32, String)>, Error> {
+        let folder = self.inner.folder(name)?;
+        let tokenizer = TextTokenizer::load(
+            &folder.spec.name,
+            &folder.spec.dir,
+            folder.encoder.vocabulary,
+            folder.lowercase,
+        )?;
+        let ids = tokenizer.whole("", text)?.ids;
+        Ok(ids.into_iter().map(|id| (id, tokenizer.piece(id))).collect())
     }
 
     /// The models in memory.
@@ -358,6 +466,27 @@ fn list(dir: &Path) -> Vec<(String, PathBuf)> {
     models
 }
 
+/// Copies the files of a model folder and of the folders in it; links are followed, as the hub's
+/// own cache is made of them.
+fn copy(from: &Path, to: &Path, depth: usize) -> std::io::Result<()> {
+    /// `1_Pooling/config.json` is at depth one; a deeper tree is no model.
+    const DEEPEST: usize = 3;
+    fs_err::create_dir_all(to)?;
+    for entry in fs_err::read_dir(from)? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name());
+        if name.to_string_lossy().starts_with('.') {
+            continue;
+        }
+        if !path.is_dir() {
+            fs_err::copy(&path, to.join(name))?;
+        } else if depth < DEEPEST {
+            copy(&path, &to.join(name), depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
 /// What texts count in the queue.
 fn queued_bytes(texts: &[String]) -> Result<usize, Error> {
     let longest = texts.iter().map(String::len).max().unwrap_or(0);
@@ -394,6 +523,19 @@ fn check_outputs(spec: &ModelSpec, outputs: Outputs) -> Result<(), Error> {
         spec.name,
         listed(outputs).join(" and "),
         abilities(spec)
+    )))
+}
+
+fn check_dim(spec: &ModelSpec, outputs: Outputs, dim: Option<usize>) -> Result<(), Error> {
+    let (Some(dim), Some(whole), true) = (dim, spec.dense_dim, outputs.dense) else {
+        return Ok(());
+    };
+    if (1..=whole).contains(&dim) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{dim} dimensions are asked for, the vectors of model `{}` have {whole}",
+        spec.name
     )))
 }
 
@@ -435,17 +577,24 @@ fn check_output_size(
 fn collect(
     spec: &ModelSpec,
     outputs: Outputs,
+    asked: Option<usize>,
     tokens: usize,
     encoded: Vec<Encoded>,
     count: usize,
 ) -> Embeddings {
-    let dim = if outputs.dense { spec.dense_dim.unwrap_or(0) } else { 0 };
+    let dim = if outputs.dense { asked.or(spec.dense_dim).unwrap_or(0) } else { 0 };
+    let shortened = spec.dense_dim.is_some_and(|whole| dim < whole);
     let mut dense = outputs.dense.then(|| Vec::with_capacity(count * dim));
     let mut sparse = outputs.sparse.then(|| Vec::with_capacity(count));
     let mut colbert = outputs.colbert.then(|| Vec::with_capacity(count));
     for one in encoded {
         if let Some(dense) = &mut dense {
-            dense.extend(one.dense.unwrap_or_default());
+            let mut row = one.dense.unwrap_or_default();
+            if shortened {
+                row.truncate(dim);
+                l2_normalize(&mut row);
+            }
+            dense.extend(row);
         }
         if let Some(sparse) = &mut sparse {
             sparse.push(one.sparse.unwrap_or_default());

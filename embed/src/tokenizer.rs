@@ -114,6 +114,16 @@ impl TextTokenizer {
         Ok(Sequence { ids, second })
     }
 
+    /// What an id stands for, as the vocabulary writes it.
+    pub(crate) fn piece(&self, id: u32) -> String {
+        self.tokenizer.id_to_token(id).unwrap_or_default()
+    }
+
+    /// All ids of `prompt + text` in its frame.
+    pub(crate) fn whole(&self, prompt: &str, text: &str) -> Result<Sequence, Error> {
+        self.text(prompt, text, usize::MAX)
+    }
+
     /// The first `most` pieces of a text, without specials.
     fn pieces(&self, text: &str, most: usize) -> Result<Vec<u32>, Error> {
         let tokenize = |detail: String| Error::Tokenize { model: self.model.clone(), detail };

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::codec::CompressionEncoding;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
@@ -183,17 +184,22 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener, stopped: watch::Rece
             health.set_not_serving::<MilvusServiceServer<Service>>().await;
         }
     };
+    let routes = Routes::new(service)
+        .add_service(health_service)
+        .add_service(reflection().build_v1().expect(sound))
+        // Older tools ask for this one only.
+        .add_service(reflection().build_v1alpha().expect(sound))
+        .into_axum_router()
+        .merge(http::models::router(node.clone()));
     let outcome = Server::builder()
+        // The models are served over HTTP/1 as well.
+        .accept_http1(true)
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_adaptive_window(Some(true))
         // A client that gives up on many calls at once is not an attack.
         .http2_max_pending_accept_reset_streams(Some(1_000))
-        .add_service(service)
-        .add_service(health_service)
-        .add_service(reflection().build_v1().expect(sound))
-        // Older tools ask for this one only.
-        .add_service(reflection().build_v1alpha().expect(sound))
+        .add_routes(Routes::from(routes))
         .serve_with_incoming_shutdown(connections(node.clone(), listener), stopping)
         .await;
     if let Err(error) = outcome {

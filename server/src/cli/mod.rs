@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod models;
 mod serve;
 
 use std::process::ExitCode;
@@ -18,6 +19,15 @@ struct Cli {
 enum Command {
     /// Run the node.
     Serve(Box<serve::Args>),
+    /// Turn texts into vectors.
+    Embed(models::Embed),
+    /// Score documents against a question.
+    Rerank(models::Rerank),
+    /// Show the tokens of texts.
+    Tokenize(models::Tokenize),
+    /// Look after installed models.
+    #[command(subcommand)]
+    Model(models::Model),
     /// Print the version.
     Version,
 }
@@ -26,6 +36,10 @@ enum Command {
 pub(crate) fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(args) => serve::run(*args),
+        Command::Embed(args) => models::embed(args),
+        Command::Rerank(args) => models::rerank(args),
+        Command::Tokenize(args) => models::tokenize(args),
+        Command::Model(command) => models::model(command),
         Command::Version => print_version(),
     };
     match outcome {
@@ -37,6 +51,13 @@ pub(crate) fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The environment of the process; names and values that are not UTF-8 cannot be a setting's.
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 fn print_version() -> anyhow::Result<()> {

@@ -59,10 +59,7 @@ impl Args {
             let dirs = self.model_dirs.into_iter().map(text).collect();
             flag("model_dirs", Some(toml::Value::Array(dirs)));
         }
-        // Names and values that are not UTF-8 cannot be a setting's.
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
+        let environment = super::environment();
         Sources { file: self.config, environment, flags }
     }
 }

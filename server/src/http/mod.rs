@@ -1,4 +1,7 @@
-//! The ops port: health for orchestrators, counters for Prometheus, and nothing else.
+//! What is served over HTTP: the ops port (health for orchestrators, counters for Prometheus, and
+//! nothing else), and [`models`], which shares the port of the gRPC service.
+
+pub mod models;
 
 use std::sync::Arc;
 
