@@ -18,8 +18,8 @@ const TRIED_AMONG: usize = 8192;
 const NEIGHBOURS: usize = 10;
 /// Places among which codes must have them: three quarters of what a search scores again.
 const WITHIN: usize = 15;
-/// Share of the neighbours that must be there. Codes of text embeddings have .999 of them, those
-/// of rows that differ by less than a step of their outlying dimensions .9.
+/// Share of the neighbours that must be there. Codes of text embeddings have all of them; rows
+/// that differ by less than a step of their outlying dimensions fail.
 const FOUND_AT_LEAST: f64 = 0.99;
 /// Cache lines of an exact row asked for ahead; the hardware follows the rest by itself.
 const LINES_AHEAD: usize = 8;
