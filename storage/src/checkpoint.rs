@@ -5,7 +5,8 @@
 //! sealed segments take the place of the frozen ones. It is the only thing that moves the log
 //! floor up. A job that dies before its commit leaves files that the next start removes.
 //!
-//! Each job holds the collection's manifests from beginning to end; the log thread never does.
+//! Each of these jobs holds the collection's manifests from beginning to end; the log thread never
+//! does.
 
 use std::sync::Arc;
 
@@ -13,11 +14,13 @@ use crossbeam::channel::{Sender, bounded};
 
 use crate::Error;
 use crate::apply::{self, Control, Frozen, Installed};
+use crate::blobs::Blobs;
 use crate::collection::Collection;
+use crate::compact;
 use crate::engine::Core;
 use crate::manifest::{Edit, Manifests, SectionsFile, SegmentEntry, collection_dir};
 use crate::segment::delete::DeleteMask;
-use crate::segment::seal::{self, SealedRows};
+use crate::segment::seal::{self, SealedRows, Work};
 use crate::segment::sealed::SealedSegment;
 use crate::segment::section_file;
 use crate::upkeep::{self, repair};
@@ -118,7 +121,7 @@ pub(crate) fn open_manifests<'a>(
 }
 
 /// Sends an order through the log's queue and waits for its reply.
-fn ask<T>(core: &Core, order: impl FnOnce(Sender<T>) -> Control) -> Result<T, Error> {
+pub(crate) fn ask<T>(core: &Core, order: impl FnOnce(Sender<T>) -> Control) -> Result<T, Error> {
     let (reply, answer) = bounded(1);
     core.log()?.control(order(reply))?;
     answer.recv().map_err(|_| core.log().and_then(|log| log.check()).err().unwrap_or(Error::Closed))
@@ -188,32 +191,44 @@ struct Sealing<'a> {
 /// A sealed segment to be: the growing segment it replaces, its rows, and its deletes on disk.
 type Successor = (i64, SealedRows, DeleteMask);
 
+impl Work for Sealing<'_> {
+    fn check(&self) -> Result<(), Error> {
+        if self.core.jobs.is_stopping() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    fn scratch(&self, _: i64) -> Option<(&Blobs, String)> {
+        None
+    }
+}
+
 impl Sealing<'_> {
     fn write(
         &mut self,
         manifests: &Manifests,
         frozen: &Frozen,
     ) -> Result<(Edit, Vec<Successor>), Error> {
-        let horizon = self.core.horizon();
+        let outdated = compact::outdated(self.core, self.collection);
         let schema = Arc::clone(&self.collection.info().schema);
         let mut edit =
             Edit { log_floor: Some(frozen.cut), schema_version: schema.version, ..Edit::default() };
         let mut sealed = Vec::new();
         for growing in &frozen.growing {
-            if self.core.jobs.is_stopping() {
-                return Err(Error::Closed);
-            }
-            let Some(rows) = seal::sort(&schema, std::slice::from_ref(growing), horizon)? else {
+            let segments = std::slice::from_ref(growing);
+            let Some(rows) = seal::sort(&schema, segments, outdated, self)? else {
                 continue;
             };
             let id = self.core.next_segment();
             self.files.push(format!("{id}.arrow"));
             self.files.extend(schema.fields.iter().map(|field| seal::index_name(id, field.id)));
             let (blobs, collection) = (&self.core.blobs, self.collection.id());
-            let mut entry = seal::write(blobs, collection, &schema, id, growing.partition, &rows)?;
+            let partition = growing.partition;
+            let entry = seal::write(blobs, collection, &schema, id, partition, &rows, self);
+            // Stopped while it wrote, it failed by that.
+            self.check()?;
+            let mut entry = entry?;
             let deletes = rows.deletes(std::slice::from_ref(&growing.deletes));
             if deletes.len() > 0 {
-                entry.deletes = Some(self.write_deletes(id, rows.batch.num_rows(), &deletes)?);
+                entry.deletes = Some(self.write_deletes(id, entry.rows, &deletes)?);
             }
             edit.add.push(entry);
             sealed.push((growing.id, rows, deletes));
@@ -222,8 +237,8 @@ impl Sealing<'_> {
             // The partition may have been dropped, and the segment with it.
             let Some(entry) = manifests.current().segment(*id) else { continue };
             let mut mask = mask.as_ref().clone();
-            mask.forget_before(horizon);
-            let file = self.write_deletes(*id, entry.rows as usize, &mask)?;
+            mask.forget_before(outdated.dead_before);
+            let file = self.write_deletes(*id, entry.rows, &mask)?;
             edit.deletes.push((*id, file));
         }
         Ok((edit, sealed))
@@ -232,18 +247,29 @@ impl Sealing<'_> {
     fn write_deletes(
         &mut self,
         segment: i64,
-        rows: usize,
+        rows: u32,
         mask: &DeleteMask,
     ) -> Result<SectionsFile, Error> {
         let file = format!("{segment}-{}.del", self.version);
         self.files.push(file.clone());
-        let dir = collection_dir(self.collection.id());
-        section_file::write(&self.core.blobs, &dir, &file, rows, &mask.to_sections()?)
+        write_deletes(self.core, self.collection, &file, rows, mask)
     }
 }
 
+/// Writes the deletes of a segment of that many rows.
+pub(crate) fn write_deletes(
+    core: &Core,
+    collection: &Collection,
+    file: &str,
+    rows: u32,
+    mask: &DeleteMask,
+) -> Result<SectionsFile, Error> {
+    let dir = collection_dir(collection.id());
+    section_file::write(&core.blobs, &dir, file, rows as usize, &mask.to_sections()?)
+}
+
 /// Names of the delete files that some segments have now.
-fn delete_files(manifests: &Manifests, segments: &[i64]) -> Vec<String> {
+pub(crate) fn delete_files(manifests: &Manifests, segments: &[i64]) -> Vec<String> {
     (segments.iter())
         .filter_map(|id| Some(manifests.current().segment(*id)?.deletes.as_ref()?.file.clone()))
         .collect()

@@ -230,14 +230,24 @@ impl Collection {
         self.view_at(Ts::MAX)
     }
 
-    /// The view at a timestamp; one beyond the newest write is the newest view.
+    /// The view at a timestamp; one beyond the newest write is the newest view. What has expired by
+    /// now is in none.
     pub fn view_at(&self, ts: Ts) -> ReadView {
         let version = self.version.load_full();
         let ts = ts.min(version.ts);
-        ReadView { ts, version, schema: Arc::clone(&self.info.load().schema) }
+        let schema = Arc::clone(&self.info.load().schema);
+        ReadView { ts, version, schema, expired: self.expired_before() }
     }
 
-    /// Counts and sizes as of now.
+    /// Rows that were written before this have expired and are seen by no view from now on.
+    pub(crate) fn expired_before(&self) -> Ts {
+        match self.info.load().ttl_ms() {
+            Some(ttl) => self.core.clock.now().minus_millis(ttl),
+            None => Ts::ZERO,
+        }
+    }
+
+    /// Counts and sizes as of now; expired rows count until they leave the disk.
     pub fn stats(&self) -> Stats {
         let (version, info) = (self.version.load_full(), self.info());
         let mut stats = Stats::default();
@@ -267,6 +277,14 @@ impl Collection {
             });
         }
         stats
+    }
+
+    /// Whether every row that was written at or before `ts` is in a sealed segment, or gone.
+    pub fn is_sealed_until(&self, ts: Ts) -> bool {
+        self.version().segments.iter().all(|segment| match &segment.body {
+            Body::Growing(growing) => growing.written_by(ts).is_none(),
+            Body::Sealed(_) => true,
+        })
     }
 
     /// How far an index of this collection is built.

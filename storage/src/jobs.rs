@@ -10,8 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crossbeam::channel::{Sender, unbounded};
+use crossbeam::channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use tokio::sync::oneshot;
 
 use crate::Error;
@@ -34,6 +35,8 @@ pub(crate) struct Jobs {
     upkeep: Mutex<Option<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stopping: Arc<AtomicBool>,
+    /// Dropped to end what is done every so often.
+    clock: Mutex<Option<Sender<()>>>,
 }
 
 impl Jobs {
@@ -75,7 +78,32 @@ impl Jobs {
             upkeep: Mutex::new(Some(upkeep)),
             threads: Mutex::new(threads),
             stopping,
+            clock: Mutex::default(),
         })
+    }
+
+    /// Calls `work` on a thread of its own every so often, until the shutdown. To be called once.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the system gives no thread.
+    pub(crate) fn every(
+        &self,
+        pause: Duration,
+        work: impl Fn() + Send + 'static,
+    ) -> Result<(), Error> {
+        let (alive, ended) = bounded::<()>(0);
+        let run = move || {
+            while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                work();
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("elanus-clock".to_owned())
+            .spawn(run)
+            .map_err(|error| Error::Internal(format!("cannot start a thread: {error}")))?;
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(alive);
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
     }
 
     /// Runs a change of the catalog after those before it.
@@ -121,6 +149,7 @@ impl Jobs {
     /// Lets running jobs end and drops the waiting ones. Blocks.
     pub(crate) fn stop(&self) {
         self.ask_to_stop();
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).take();
         for queue in [&self.ddl, &self.maintenance, &self.upkeep] {
             queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         }

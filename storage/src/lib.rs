@@ -13,6 +13,7 @@ pub mod catalog;
 mod checkpoint;
 pub mod clock;
 mod collection;
+mod compact;
 mod ddl;
 mod document;
 mod engine;
@@ -37,6 +38,7 @@ pub use catalog::{
 };
 pub use clock::{HybridClock, Ts, Wall};
 pub use collection::{Collection, IndexProgress, SegmentState, SegmentStats, Stats, Written};
+pub use compact::{Compaction, Merge};
 pub use engine::{Durability, Engine, Health, LogCounters, Options};
 pub use error::Error;
 pub use keys::{Key, KeyRef, Keys};

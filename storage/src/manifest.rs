@@ -123,7 +123,7 @@ pub(crate) enum Invariant {
     FloorNeverFalls,
     /// Timestamps never go back.
     TimeNeverGoesBack,
-    /// A segment id is used once.
+    /// A segment id is not used again.
     IdsAreNeverReused,
     /// Only live segments are changed or removed.
     OnlyLiveSegmentsChange,
@@ -195,7 +195,8 @@ impl Manifest {
             segment.indexes.push(index);
         }
         for segment in edit.add {
-            if segment.id < self.next_segment || live.contains_key(&segment.id) {
+            // Segments are written at the same time, so not in the order of their ids.
+            if self.segment(segment.id).is_some() || live.contains_key(&segment.id) {
                 return broken(Invariant::IdsAreNeverReused, format!("segment {}", segment.id));
             }
             next.next_segment = next.next_segment.max(segment.id + 1);
@@ -379,7 +380,10 @@ mod tests {
         let floor = Edit { log_floor: Some(9), ..Edit::default() };
         assert_eq!(refused(&manifest, floor, 3), Invariant::FloorNeverFalls);
         assert_eq!(refused(&manifest, Edit::default(), 2), Invariant::TimeNeverGoesBack);
-        assert_eq!(refused(&manifest, add(4), 3), Invariant::IdsAreNeverReused);
+        let live = manifest.edited(add(4), Ts(3)).unwrap();
+        assert_eq!(refused(&live, add(4), 3), Invariant::IdsAreNeverReused);
+        let again = Edit { remove: vec![4], ..add(4) };
+        assert_eq!(refused(&live, again, 3), Invariant::IdsAreNeverReused);
         let twice = Edit { add: vec![entry(6), entry(6)], ..Edit::default() };
         assert_eq!(refused(&manifest, twice, 3), Invariant::IdsAreNeverReused);
         let remove = Edit { remove: vec![1], ..Edit::default() };

@@ -144,7 +144,7 @@ impl ReadView {
             if !may_hold(segment, keys) {
                 continue;
             }
-            let visible = segment.visible(self.ts)?;
+            let visible = self.visible(segment)?;
             let by_lookup = lookup_is_cheaper(segment, keys);
             let mut record = |key: KeyRef<'_>, row: Row| {
                 if visible.contains(row)

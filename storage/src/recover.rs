@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fs_err as fs;
 use rustix::fs::{FlockOperation, flock};
@@ -152,6 +153,12 @@ fn recover(core: &Arc<Core>, log: LocalLog, log_start: Lsn) -> Result<(), Error>
     let (durability, clock) = (core.options.durability, Arc::clone(&core.clock));
     core.set_log(CommitLog::start(files, replayed.next, durability, clock, applier)?);
 
+    let pause = Duration::from_millis(core.options.upkeep_every_ms.max(1));
+    let weak = Arc::downgrade(core);
+    core.jobs.every(pause, move || {
+        let Some(core) = weak.upgrade() else { return };
+        core.collections().values().for_each(|collection| upkeep::ask(&core, collection));
+    })?;
     let core = Arc::clone(core);
     core.clone().in_background(move || {
         for collection in sound {

@@ -218,7 +218,7 @@ impl ReadView {
     }
 
     fn visible_by_chunk(&self, segment: &Segment) -> Result<Vec<RowMask>, Error> {
-        let visible = segment.visible(self.ts)?;
+        let visible = self.visible(segment)?;
         if segment.chunks().len() == 1 {
             return Ok(vec![visible]);
         }
@@ -244,7 +244,7 @@ impl ReadView {
     }
 
     fn mask_of_keys(&self, segment: &Segment, keys: &Keys) -> Result<RowMask, Error> {
-        let visible = segment.visible(self.ts)?;
+        let visible = self.visible(segment)?;
         let column = KeyColumn::new(&segment.column(0, self.schema.primary())?)?;
         let mut mask = RowMask::none(visible.len());
         for key in keys.iter() {

@@ -1,9 +1,11 @@
-//! What a collection needs done while nobody waits: its indexes kept as they were defined.
+//! What a collection needs done while nobody waits: few segments, without rows that nobody can
+//! see, and indexes as they were defined.
 //!
-//! Upkeep compares what there is with what the catalog asks for and brings the one to the other,
-//! a step at a time: index files that no definition wants go, then each sealed segment gets those
-//! that it lacks. It is asked for whenever something changed (a checkpoint, a definition, damage,
-//! the start of the node) and never runs twice at a time for one collection.
+//! Upkeep goes a step at a time: segments are merged where that pays (`compact`), then index
+//! files that no definition wants go, then a sealed segment gets one that it lacks. It is asked
+//! for whenever something changed (a checkpoint, a definition, damage, the start of the node),
+//! and every so often, because rows expire and are forgotten as time goes by. It never runs twice
+//! at a time for one collection.
 //!
 //! An index is built without holding the collection's manifests, which may take minutes; they are
 //! taken only to publish it, once segment and definition are seen to be there still.
@@ -17,13 +19,15 @@ use elanus_index::{Cancel, Progress};
 
 use crate::Error;
 use crate::catalog::{CollectionInfo, IndexDef};
-use crate::checkpoint::{open_manifests, remove_files};
+use crate::checkpoint::{checkpoint, open_manifests, remove_files};
 use crate::collection::Collection;
+use crate::compact::{self, Merge};
 use crate::engine::Core;
-use crate::manifest::{Edit, IndexKind, collection_dir};
+use crate::manifest::{Edit, IndexKind, Manifests, collection_dir};
 use crate::pools::panicked;
 use crate::schema::{DataType, Field};
 use crate::segment::index;
+use crate::segment::seal::Outdated;
 use crate::segment::sealed::{Repair, SealedSegment};
 use crate::segment::{Body, Segment};
 
@@ -45,6 +49,8 @@ pub(crate) struct Upkeep {
 struct State {
     phase: Phase,
     building: Option<Building>,
+    /// The compactions that were asked for and did not begin.
+    wanted: Vec<i64>,
     /// Why an index could not be built, by segment and field; until the next attempt.
     failures: HashMap<(i64, i64), String>,
 }
@@ -98,6 +104,11 @@ impl Upkeep {
         again
     }
 
+    /// Takes the compactions that were asked for.
+    fn take_wanted(&self) -> Vec<i64> {
+        std::mem::take(&mut self.state().wanted)
+    }
+
     /// Stops a build whose task is not `wanted` any more.
     fn stop_unless(&self, wanted: impl FnOnce(&Task) -> bool) {
         if let Some(building) = &self.state().building
@@ -126,6 +137,15 @@ pub(crate) fn ask(core: &Arc<Core>, collection: &Arc<Collection>) {
     }
 }
 
+/// Has the collection compacted as far as possible, next; what becomes of it is told under `id`.
+pub(crate) fn compact(core: &Arc<Core>, collection: &Arc<Collection>, id: i64) {
+    core.compactions.begin(id, collection.id());
+    collection.upkeep().state().wanted.push(id);
+    // Indexes over segments that are about to go need not be finished.
+    collection.upkeep().stop();
+    ask(core, collection);
+}
+
 /// The indexes of a collection are defined otherwise now: stops a build in vain, and has the
 /// right ones built.
 pub(crate) fn indexes_changed(core: &Arc<Core>, collection: &Arc<Collection>) {
@@ -137,10 +157,10 @@ pub(crate) fn indexes_changed(core: &Arc<Core>, collection: &Arc<Collection>) {
     ask(core, collection);
 }
 
-fn run(core: &Arc<Core>, collection: &Collection) {
+fn run(core: &Arc<Core>, collection: &Arc<Collection>) {
     loop {
         collection.upkeep().begin();
-        let done = catch_unwind(AssertUnwindSafe(|| keep_indexes(core, collection)));
+        let done = catch_unwind(AssertUnwindSafe(|| keep(core, collection)));
         match done.unwrap_or_else(|panic| Err(panicked(&*panic))) {
             Ok(()) | Err(Error::Closed | Error::CollectionNotFound { .. }) => {}
             Err(error) => {
@@ -153,11 +173,29 @@ fn run(core: &Arc<Core>, collection: &Collection) {
     }
 }
 
-fn keep_indexes(core: &Arc<Core>, collection: &Collection) -> Result<(), Error> {
+fn keep(core: &Arc<Core>, collection: &Arc<Collection>) -> Result<(), Error> {
     if collection.damage().is_some() {
         return Ok(());
     }
+    let mut merging = true;
     loop {
+        compact_as_wanted(core, collection);
+        while merging {
+            let outdated = compact::outdated(core, collection);
+            match merge_once(core, collection, outdated, false) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error @ (Error::Closed | Error::CollectionNotFound { .. })) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    let collection = collection.id();
+                    tracing::warn!(%error, collection, "segments could not be merged");
+                    // Not again before the next time.
+                    merging = false;
+                }
+            }
+        }
         drop_unwanted(core, collection)?;
         let Some((task, sealed)) = next_task(core, collection) else { return Ok(()) };
         let built = build(core, collection, task, &sealed);
@@ -173,6 +211,48 @@ fn keep_indexes(core: &Arc<Core>, collection: &Collection) -> Result<(), Error> 
             }
         }
     }
+}
+
+/// Merges the next segments that should be; `None` if there are none.
+fn merge_once(
+    core: &Arc<Core>,
+    collection: &Collection,
+    outdated: Outdated,
+    all: bool,
+) -> Result<Option<Merge>, Error> {
+    let sources = compact::plan(core, collection, outdated, all)?;
+    let began = core.clock.now();
+    let merge = compact::merge(core, collection, &sources, outdated)?;
+    if let Some(Merge { sources, target, partition }) = &merge {
+        let ms = core.clock.now().millis().saturating_sub(began.millis());
+        tracing::info!(partition, ?sources, ?target, ms, "segments were merged");
+    }
+    Ok(merge)
+}
+
+/// Runs the compactions that users asked for.
+fn compact_as_wanted(core: &Arc<Core>, collection: &Arc<Collection>) {
+    let ids = collection.upkeep().take_wanted();
+    if ids.is_empty() {
+        return;
+    }
+    let compacted = catch_unwind(AssertUnwindSafe(|| {
+        checkpoint(core, collection)?;
+        // Fixed, or it might never end while rows die.
+        let outdated = compact::outdated(core, collection);
+        while let Some(merge) = merge_once(core, collection, outdated, true)? {
+            core.compactions.change(&ids, |compaction| compaction.merges.push(merge.clone()));
+        }
+        Ok(())
+    }));
+    let failure = compacted.unwrap_or_else(|panic| Err(panicked(&*panic))).err();
+    if let Some(error) = &failure {
+        tracing::warn!(%error, collection = collection.id(), "a compaction was cut short");
+    }
+    core.compactions.change(&ids, |compaction| {
+        compaction.failure = failure.as_ref().map(Error::to_string);
+        compaction.done = true;
+    });
 }
 
 /// The kind of index that segments should have over a field, as far as they are large enough.
@@ -274,6 +354,13 @@ fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error>
     Ok(())
 }
 
+/// Whether segment and definition are still there.
+fn is_wanted(info: &CollectionInfo, manifests: &Manifests, task: Task) -> bool {
+    let field = info.schema.field_by_id(task.field);
+    field.and_then(|field| kind_wanted(info, field)) == Some(task.kind)
+        && manifests.current().segment(task.segment).is_some()
+}
+
 fn build(
     core: &Arc<Core>,
     collection: &Collection,
@@ -285,6 +372,9 @@ fn build(
     // Whoever raises the flag from now on is heard; who wanted to before is asked here.
     if core.jobs.is_stopping() || collection.dir().is_doomed() {
         return Err(Error::Closed);
+    }
+    if !collection.upkeep().state().wanted.is_empty() {
+        return Ok(());
     }
     let info = collection.info();
     let Some(field) = info.schema.field_by_id(task.field) else { return Ok(()) };
@@ -308,26 +398,19 @@ fn build(
     };
 
     let mut guard = collection.manifests();
-    let published = open_manifests(collection, &mut guard).and_then(|manifests| {
-        let info = collection.info();
-        let field = info.schema.field_by_id(task.field);
-        let defined = field.and_then(|field| kind_wanted(&info, field)) == Some(task.kind);
-        if !defined || manifests.current().segment(task.segment).is_none() {
-            return Ok(false);
+    let manifests = match open_manifests(collection, &mut guard) {
+        Ok(manifests) if is_wanted(&collection.info(), manifests, task) => manifests,
+        gone_or_unwanted => {
+            remove_files(core, collection, &[file]);
+            return gone_or_unwanted.map(drop);
         }
-        let edit = Edit { indexes: vec![(task.segment, written.clone())], ..Edit::default() };
-        manifests.commit(edit, core.clock.now())?;
-        sealed.put_index(written);
-        Ok(true)
-    });
-    if !matches!(published, Ok(true)) {
-        remove_files(core, collection, &[file]);
-    }
-    if published? {
-        let ms = core.clock.now().millis().saturating_sub(began.millis());
-        let Task { segment, field, kind } = task;
-        tracing::info!(segment, field, ?kind, rows = sealed.rows(), ms, "an index was built");
-    }
+    };
+    let edit = Edit { indexes: vec![(task.segment, written.clone())], ..Edit::default() };
+    manifests.commit(edit, core.clock.now())?;
+    sealed.put_index(written);
+    let ms = core.clock.now().millis().saturating_sub(began.millis());
+    let Task { segment, field, kind } = task;
+    tracing::info!(segment, field, ?kind, rows = sealed.rows(), ms, "an index was built");
     Ok(())
 }
 

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use elanus_index::RowMask;
+
 use crate::Error;
 use crate::clock::Ts;
 use crate::schema::Schema;
@@ -37,6 +39,8 @@ pub struct ReadView {
     pub(crate) version: Arc<Version>,
     pub(crate) schema: Arc<Schema>,
     pub(crate) ts: Ts,
+    /// Rows that were written before this have expired.
+    pub(crate) expired: Ts,
 }
 
 impl ReadView {
@@ -50,6 +54,18 @@ impl ReadView {
     /// The schema that rows are read by; fields that a segment lacks read as null or default.
     pub fn schema(&self) -> &Arc<Schema> {
         &self.schema
+    }
+
+    /// The rows of a segment that this view shows.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a column that is needed is damaged.
+    pub(crate) fn visible(&self, segment: &Segment) -> Result<RowMask, Error> {
+        let mut visible = segment.visible(self.ts)?;
+        if let Some(expired) = segment.written_before(self.expired)? {
+            visible.and_not_with(&expired);
+        }
+        Ok(visible)
     }
 
     /// The segments, in the order of [`RowAddr::segment`].

@@ -1,6 +1,7 @@
 """What the tests share: fields, columns, statuses."""
 
 import struct
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,6 +146,14 @@ def search_request(name, vectors, limit=10, field="v", **kwargs):
         search_params=pairs(**params),
         **kwargs,
     )
+
+
+def wait_until(holds, seconds=20):
+    """Waits until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.02)
 
 
 def ids(result):

@@ -64,13 +64,6 @@ def test_terms_counted_by_bm25(client, name):
         )
 
 
-def test_rows_that_expire(client, name):
-    with refused(10, "collection.ttl.seconds"):
-        client.create_collection(
-            name, schema=schema(KEY, vector()), properties={"collection.ttl.seconds": 10}
-        )
-
-
 def test_text_analysis(client):
     with refused(10, "analyser"):
         client.run_analyzer(["some text"])

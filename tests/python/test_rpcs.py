@@ -5,7 +5,19 @@ import pytest
 from pymilvus import DataType, MilvusClient
 from pymilvus.grpc_gen import milvus_pb2
 
-from helpers import KEY, common_pb, create, ok, pairs, pb, refused, schema, simple, vector
+from helpers import (
+    KEY,
+    common_pb,
+    create,
+    ok,
+    pairs,
+    pb,
+    refused,
+    schema,
+    simple,
+    vector,
+    wait_until,
+)
 
 SERVICE = milvus_pb2.DESCRIPTOR.services_by_name["MilvusService"]
 
@@ -131,10 +143,21 @@ def test_compaction_is_reported_as_done(client, name):
     simple(client, name)
     client.insert(name, [{"id": i, "v": [i, 0, 0, 0]} for i in range(10)])
     client.flush(name)
+    client.insert(name, [{"id": i, "v": [i, 0, 0, 0]} for i in range(10, 20)])
+    client.flush(name)
+    client.delete(name, ids=[3])
+    sources = {segment.segment_id for segment in client.list_persistent_segments(name)}
+    assert len(sources) == 2
     job = client.compact(name)
-    assert job > 0 or job == -1
-    if job > 0:
-        assert client.get_compaction_state(job) == "Completed"
+    assert job > 0
+    wait_until(lambda: client.get_compaction_state(job) == "Completed")
+    plans = client.get_compaction_plans(job)
+    assert set(plans.plans[0].sources) == sources
+    (segment,) = client.list_persistent_segments(name)
+    assert (segment.segment_id, segment.num_rows) == (plans.plans[0].target, 19)
+    assert len(client.query(name, "id >= 0", output_fields=["id"])) == 19
+    with refused(1100, "no compaction has the id 7"):
+        client.get_compaction_state(7)
 
 
 def test_segments_are_listed(client, wire, name):
@@ -219,9 +242,34 @@ def test_properties_can_be_changed(client, name):
 
 def test_a_property_that_would_have_no_effect_is_refused(client, name):
     simple(client, name)
-    with refused(10, "collection.ttl.seconds"):
-        client.alter_collection_properties(name, {"collection.ttl.seconds": 3600})
-    assert "collection.ttl.seconds" not in client.describe_collection(name)["properties"]
+    with refused(10, "ttl_field"):
+        client.alter_collection_properties(name, {"ttl_field": "expires"})
+    assert "ttl_field" not in client.describe_collection(name)["properties"]
+
+
+def test_rows_expire(client, name):
+    simple(client, name)
+    client.insert(name, [{"id": i, "v": [i, 0, 0, 0]} for i in range(10)])
+    client.flush(name)
+    client.insert(name, [{"id": i, "v": [i, 0, 0, 0]} for i in range(10, 20)])
+    with refused(1100, "collection TTL is out of range"):
+        client.alter_collection_properties(name, {"collection.ttl.seconds": -2})
+    client.alter_collection_properties(name, {"collection.ttl.seconds": 1})
+
+    def count():
+        return client.query(name, "", output_fields=["count(*)"])[0]["count(*)"]
+
+    wait_until(lambda: count() == 0)
+    assert client.search(name, [[0, 0, 0, 0]], limit=5)[0] == []
+    assert client.get(name, ids=[3, 13]) == []
+    assert client.query_iterator(name, filter="id >= 0").next() == []
+    # They are gone from the disk as well, and what is written from now on lives its second.
+    job = client.compact(name)
+    wait_until(lambda: client.get_compaction_state(job) == "Completed")
+    assert client.list_persistent_segments(name) == []
+    client.alter_collection_properties(name, {"collection.ttl.seconds": 3600})
+    client.upsert(name, [{"id": 3, "v": [3, 0, 0, 0]}])
+    assert count() == 1
 
 
 def test_a_varchar_bound_can_grow(client, name):

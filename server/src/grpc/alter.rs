@@ -6,6 +6,7 @@
 use elanus_proto::common::{ConsistencyLevel, Status};
 use elanus_proto::milvus::alter_collection_schema_request::action::Op;
 use elanus_proto::milvus::*;
+use elanus_storage::catalog::TTL;
 use elanus_storage::schema::{DataType, Field};
 use elanus_storage::{CollectionChange, CollectionInfo};
 
@@ -217,12 +218,8 @@ impl Node {
 /// Checks the properties that have a meaning; any other is stored and returned as text.
 pub(super) fn check_property(key: &str, value: &str) -> Result<(), Failure> {
     match key {
-        "collection.ttl.seconds" => match parse_number::<i64>(value) {
-            // Neither of these lets a row expire.
-            Some(-1 | 0) => Ok(()),
-            Some(1..=MAX_TTL_SECONDS) => Err(Failure::unimplemented(
-                "rows that expire (collection.ttl.seconds) are not supported yet",
-            )),
+        TTL => match parse_number::<i64>(value) {
+            Some(-1..=MAX_TTL_SECONDS) => Ok(()),
             _ => Err(Failure::invalid(format!(
                 "collection TTL is out of range, expect [-1, {MAX_TTL_SECONDS}], got {value}"
             ))),

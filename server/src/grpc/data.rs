@@ -17,7 +17,9 @@ use elanus_proto::milvus::{
 };
 use elanus_proto::schema::LongArray;
 use elanus_storage::schema::{DataType, Schema};
-use elanus_storage::{Collection, CollectionInfo, Engine, Keys, ReadView, Scope, Ts};
+use elanus_storage::{
+    Collection, CollectionInfo, Engine, Keys, ReadView, Scope, SegmentState, SegmentStats, Ts,
+};
 
 use crate::convert::fields::{self, Accept, Columns};
 use crate::convert::parse_bool;
@@ -167,8 +169,9 @@ impl Node {
         let mut response = FlushResponse { db_name: ctx.db.clone(), ..Default::default() };
         for name in request.collection_names {
             let info = self.describe(ctx, &name)?;
-            let segments = LongArray { data: self.engine.flush(info.id).await? };
+            // Read before the cut, which everything written until now comes before.
             let ts = self.engine.clock().now();
+            let segments = LongArray { data: self.engine.flush(info.id).await? };
             response.coll_seg_i_ds.insert(name.clone(), LongArray::default());
             response.flush_coll_seg_i_ds.insert(name.clone(), segments);
             response.coll_seal_times.insert(name.clone(), seconds(ts));
@@ -211,13 +214,13 @@ impl Node {
         for (db_name, collections) in targets {
             let mut collection_results = Vec::with_capacity(collections.len());
             for info in collections {
+                let ts = self.engine.clock().now();
                 let segments = match self.engine.flush(info.id).await {
                     Ok(segments) => segments,
                     // Dropped meanwhile: nothing is left to flush.
                     Err(elanus_storage::Error::CollectionNotFound { .. }) => continue,
                     Err(error) => return Err(error.into()),
                 };
-                let ts = self.engine.clock().now();
                 collection_results.push(FlushCollectionResult {
                     collection_name: info.name.clone(),
                     segment_ids: Some(LongArray::default()),
@@ -242,10 +245,18 @@ impl Node {
         ctx: &Context,
         request: GetFlushStateRequest,
     ) -> Result<GetFlushStateResponse, Failure> {
+        // A flush is over when it is answered, so what it named is sealed, and growing rows are
+        // newer. Without a collection there is nothing that could grow.
+        let mut flushed = true;
         if !request.collection_name.is_empty() {
-            self.describe(ctx, &request.collection_name)?;
+            let (_, collection) = self.collection(ctx, &request.collection_name)?;
+            let growing = |segment: &SegmentStats| {
+                segment.state == SegmentState::Growing && request.segment_i_ds.contains(&segment.id)
+            };
+            flushed = !collection.stats().segments.iter().any(growing)
+                && collection.is_sealed_until(Ts(request.flush_ts));
         }
-        Ok(GetFlushStateResponse { flushed: true, ..Default::default() })
+        Ok(GetFlushStateResponse { status: None, flushed })
     }
 
     /// As [`Self::get_flush_state`], for all.

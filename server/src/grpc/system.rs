@@ -5,7 +5,7 @@ use elanus_proto::common::{
     CompactionState, SegmentLevel, SegmentState as WireState, ServerInfo, StateCode,
 };
 use elanus_proto::milvus::*;
-use elanus_storage::SegmentState;
+use elanus_storage::{Compaction, Merge, SegmentState};
 
 use crate::node::{Context, Node};
 use crate::status::Failure;
@@ -191,8 +191,7 @@ impl Node {
         Ok(GetQuerySegmentInfoResponse { status: None, infos })
     }
 
-    /// Writes what is in memory to sealed segments. Segments are not merged yet, so there is
-    /// never more to do afterwards.
+    /// Has the collection compacted in the background; the client asks for the state by the id.
     pub(super) async fn manual_compaction(
         &self,
         ctx: &Context,
@@ -203,12 +202,8 @@ impl Node {
         } else {
             self.describe(ctx, &request.collection_name)?
         };
-        self.engine.flush(info.id).await?;
-        Ok(ManualCompactionResponse {
-            status: None,
-            compaction_id: i64::try_from(self.next_ts().0).unwrap_or(1),
-            compaction_plan_count: 1,
-        })
+        let compaction_id = self.engine.compact(info.id)?;
+        Ok(ManualCompactionResponse { status: None, compaction_id, compaction_plan_count: 1 })
     }
 
     pub(super) async fn get_compaction_state(
@@ -216,11 +211,15 @@ impl Node {
         _ctx: &Context,
         request: GetCompactionStateRequest,
     ) -> Result<GetCompactionStateResponse, Failure> {
-        check_compaction(request.compaction_id)?;
+        let found = self.compaction(request.compaction_id)?;
+        let failed = i64::from(found.failure.is_some());
         Ok(GetCompactionStateResponse {
-            state: CompactionState::Completed.into(),
-            completed_plan_no: 1,
-            ..Default::default()
+            status: None,
+            state: compaction_state(&found).into(),
+            executing_plan_no: i64::from(!found.done),
+            timeout_plan_no: 0,
+            completed_plan_no: i64::from(found.done) - failed,
+            failed_plan_no: failed,
         })
     }
 
@@ -229,24 +228,35 @@ impl Node {
         _ctx: &Context,
         request: GetCompactionPlansRequest,
     ) -> Result<GetCompactionPlansResponse, Failure> {
-        check_compaction(request.compaction_id)?;
+        let found = self.compaction(request.compaction_id)?;
+        let info = |merge: &Merge| CompactionMergeInfo {
+            sources: merge.sources.clone(),
+            target: merge.target.unwrap_or(0),
+            targets: merge.target.into_iter().collect(),
+            trigger_id: request.compaction_id,
+            collection_id: found.collection,
+            partition_id: merge.partition,
+            ..Default::default()
+        };
         Ok(GetCompactionPlansResponse {
             status: None,
-            state: CompactionState::Completed.into(),
-            merge_infos: Vec::new(),
+            state: compaction_state(&found).into(),
+            merge_infos: found.merges.iter().map(info).collect(),
+        })
+    }
+
+    fn compaction(&self, id: i64) -> Result<Compaction, Failure> {
+        self.engine.compaction(id).ok_or_else(|| {
+            Failure::new(
+                Code::ParameterInvalid,
+                format!("no compaction has the id {id} since the node started: invalid parameter"),
+            )
         })
     }
 }
 
-/// A compaction is done before its id is told, so every id that was told is one that is done.
-fn check_compaction(id: i64) -> Result<(), Failure> {
-    if id < 1 {
-        return Err(Failure::new(
-            Code::ParameterInvalid,
-            format!("no compaction has the id {id}: invalid parameter"),
-        ));
-    }
-    Ok(())
+fn compaction_state(compaction: &Compaction) -> CompactionState {
+    if compaction.done { CompactionState::Completed } else { CompactionState::Executing }
 }
 
 fn count(rows: usize) -> i64 {

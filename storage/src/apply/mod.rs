@@ -39,6 +39,8 @@ pub(crate) enum Control {
     Freeze { collection: i64, reply: Sender<Result<Frozen, Error>> },
     /// Sealed segments, committed, take the place of the frozen generation.
     Install { collection: i64, installed: Installed, reply: Sender<()> },
+    /// One sealed segment, committed, takes the place of several.
+    Merge { collection: i64, merged: Merged, reply: Sender<()> },
     /// Segments left the manifest; the reply names those that were not in memory.
     Remove { collection: i64, segments: Vec<i64>, reply: Sender<Vec<i64>> },
     /// Where could the log begin, by what the collections still need?
@@ -74,6 +76,15 @@ pub(crate) struct Installed {
     pub(crate) removed: Vec<i64>,
     /// Rows that died before this need no time of death any more.
     pub(crate) horizon: Ts,
+}
+
+/// What a merge made of some sealed segments.
+#[derive(Debug)]
+pub(crate) struct Merged {
+    /// Ids of the segments, with those of their deletes that the new segment has.
+    pub(crate) sources: Vec<(i64, Arc<DeleteMask>)>,
+    /// The new segment and its rows' order; none if no row was left.
+    pub(crate) target: Option<(Arc<Segment>, SealedRows)>,
 }
 
 /// All collections in memory.
@@ -239,6 +250,14 @@ impl Apply for Applier {
             Control::Install { collection, installed, reply } => {
                 if let Some(state) = self.states.get_mut(&collection) {
                     state.install(installed, &self.core);
+                    self.touched.insert(collection);
+                }
+                self.publish(&log.size());
+                let _ = reply.send(());
+            }
+            Control::Merge { collection, merged, reply } => {
+                if let Some(state) = self.states.get_mut(&collection) {
+                    state.merge(merged);
                     self.touched.insert(collection);
                 }
                 self.publish(&log.size());

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arrow_array::{Array, RecordBatch};
 use elanus_index::Row;
 
-use super::{Frozen, Installed};
+use super::{Frozen, Installed, Merged};
 use crate::Error;
 use crate::clock::Ts;
 use crate::collection::Collection;
@@ -430,6 +430,35 @@ impl State {
             self.floor = self.floor.max(frozen.cut);
             // A large map takes a while to free, which no writer should wait for.
             core.in_background(move || drop(frozen));
+        }
+    }
+
+    /// Puts a segment in the place of those that it was made of.
+    pub(super) fn merge(&mut self, merged: Merged) {
+        let Merged { sources, target } = merged;
+        // A partition that was dropped meanwhile has its segments among the retired.
+        let retired = sources.iter().any(|(id, _)| !self.slots.contains_key(id));
+        if let Some((segment, rows)) = target {
+            let mut news = HashMap::new();
+            for (at, (id, known)) in (0..).zip(&sources) {
+                if let Some(slot) = self.slots.get(id).or_else(|| self.retired.get(id)) {
+                    news.extend(slot.deletes.since(known).map(|(row, ts)| ((at, row), ts)));
+                }
+            }
+            // Rows that died since must be dead from the first moment.
+            let mut news = rows.places(&mut news);
+            news.sort_unstable_by_key(|&(row, ts)| (ts, row));
+            let mut deletes = segment.deletes.as_ref().clone();
+            let persisted = deletes.len();
+            for (row, ts) in news {
+                deletes.insert(row, ts);
+            }
+            let id = segment.id;
+            let slot = Slot { segment, builder: None, deletes, persisted, changed: true };
+            if retired { &mut self.retired } else { &mut self.slots }.insert(id, slot);
+        }
+        for (id, _) in sources {
+            self.remove(id);
         }
     }
 

@@ -27,6 +27,9 @@ pub const DEFAULT_DB: &str = "default";
 /// The partition that every collection has.
 pub const DEFAULT_PARTITION: &str = "_default";
 
+/// The property that says how many seconds rows live; without it, or from 0 down, for ever.
+pub const TTL: &str = "collection.ttl.seconds";
+
 /// A database.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatabaseInfo {
@@ -153,6 +156,12 @@ impl CollectionInfo {
     /// The value of a property.
     pub fn property(&self, key: &str) -> Option<&str> {
         self.properties.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+
+    /// How long rows live after they were written ([`TTL`]); `None`: for ever.
+    pub fn ttl_ms(&self) -> Option<u64> {
+        let seconds = self.property(TTL)?.trim().parse::<u64>().ok().filter(|ttl| *ttl > 0)?;
+        Some(seconds.saturating_mul(1_000))
     }
 }
 

@@ -15,8 +15,9 @@ use crate::filter::{Templates, compile};
 use crate::schema::Schema;
 use crate::segment::delete::DeleteMask;
 use crate::segment::growing::GrowingBuilder;
+use crate::segment::seal::Outdated;
 use crate::segment::sealed::{Repair, SealedSegment};
-use crate::segment::testing::{every_type, rows};
+use crate::segment::testing::{NoScratch, every_type, rows};
 use crate::segment::{Body, seal};
 use crate::view::Version;
 
@@ -122,8 +123,9 @@ fn fixture(shapes: &[Shape], keys: &[i64], deleted: &[i64], back: u64) -> Fixtur
         }
         // A segment without rows is never sealed.
         let parts = std::slice::from_ref(&segment);
-        let Some(sorted) = seal::sort(&schema, parts, Ts(0)).unwrap() else { continue };
-        let entry = seal::write(&blobs, 7, &schema, id, *partition, &sorted).unwrap();
+        let sorted = seal::sort(&schema, parts, Outdated::default(), &NoScratch).unwrap();
+        let Some(sorted) = sorted else { continue };
+        let entry = seal::write(&blobs, 7, &schema, id, *partition, &sorted, &NoScratch).unwrap();
         let deletes = sorted.deletes(&[Arc::clone(&segment.deletes)]);
         let file = SealedSegment::open(&published, &schema, &entry, Arc::new(NoRepair)).unwrap();
         segments.push(Arc::new(Segment {
@@ -135,7 +137,7 @@ fn fixture(shapes: &[Shape], keys: &[i64], deleted: &[i64], back: u64) -> Fixtur
     }
     let version = Arc::new(Version { ts: Ts(ts), segments, damage: None });
     let at = ts.saturating_sub(back);
-    let view = ReadView { version, schema, ts: Ts(at) };
+    let view = ReadView { version, schema, ts: Ts(at), expired: Ts::ZERO };
     let model = model.into_iter().flatten().collect();
     Fixture { view, model, source, _dir: dir }
 }

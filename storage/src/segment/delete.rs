@@ -101,6 +101,12 @@ impl DeleteMask {
         self.dead.iter().map(move |row| (row, recent.get(&row).copied()))
     }
 
+    /// The rows that are dead here and not in `older`, an earlier state of this mask whose deaths
+    /// are all remembered, with the time of their death.
+    pub(crate) fn since(&self, older: &Self) -> impl Iterator<Item = (Row, Ts)> {
+        self.recent().filter(|(row, _)| !older.contains(*row))
+    }
+
     /// The deletes of several segments in a new order of their rows: row `i` of the result is row
     /// `order[i].1` of segment `order[i].0`.
     pub(crate) fn gathered(masks: &[Arc<Self>], order: &[(u32, Row)]) -> Self {

@@ -77,6 +77,14 @@ impl Growing {
             self.chunks.iter().map(|chunk| chunk.ts.partition_point(|&row| row <= ts.0)).sum();
         RowMask::from_fn(self.rows, |row| (row as usize) < written)
     }
+
+    /// See [`super::Segment::written_before`].
+    pub(crate) fn written_before(&self, ts: Ts) -> Option<RowMask> {
+        // Rows are in the order of their times.
+        let before: usize =
+            self.chunks.iter().map(|chunk| chunk.ts.partition_point(|&row| row < ts.0)).sum();
+        (before > 0).then(|| RowMask::from_fn(self.rows, |row| (row as usize) < before))
+    }
 }
 
 /// A growing segment in the hands of the one thread that appends to it.

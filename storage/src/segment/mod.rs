@@ -131,6 +131,17 @@ impl Segment {
         Ok(mask)
     }
 
+    /// The rows that were written before `ts`; `None` if there are none.
+    ///
+    /// # Errors
+    /// As [`Segment::column`].
+    pub(crate) fn written_before(&self, ts: Ts) -> Result<Option<RowMask>, Error> {
+        match &self.body {
+            Body::Growing(growing) => Ok(growing.written_before(ts)),
+            Body::Sealed(sealed) => sealed.written_before(ts),
+        }
+    }
+
     /// Whether rows are in ascending order of (primary key, timestamp).
     pub(crate) fn is_sorted_by_key(&self) -> bool {
         !self.is_growing()

@@ -1,11 +1,17 @@
-//! From growing rows to a sealed file: sort by (key, timestamp), write, index.
+//! From rows, growing or sealed, to a sealed file: sort by (key, timestamp), write, index.
 //!
 //! The input is frozen: rows and deletes as of the cut. Deletes that arrive while the file is
 //! written are carried over by [`SealedRows::order`] before anybody sees the new segment.
 
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Write};
 use std::sync::Arc;
 
-use arrow_array::{Array, ArrayRef, RecordBatch, UInt64Array};
+use arrow_array::{
+    Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, RecordBatch,
+    UInt64Array,
+};
+use arrow_buffer::NullBuffer;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType as ArrowType, Field as ArrowField, Schema as ArrowSchema};
 use arrow_select::interleave::interleave;
@@ -14,6 +20,7 @@ use elanus_index::{Cancel, Progress, Row};
 use super::Segment;
 use super::delete::DeleteMask;
 use super::digest::column_crc;
+use super::file::map;
 use super::index;
 use super::sealed::{self, CHECKSUMS, COLLECTION, FORMAT, FORMAT_KEY, SEGMENT};
 use crate::Error;
@@ -21,7 +28,7 @@ use crate::blobs::Blobs;
 use crate::clock::Ts;
 use crate::keys::{KeyColumn, KeyRef};
 use crate::manifest::{IndexKind, SegmentEntry, collection_dir};
-use crate::schema::{DataType, Schema, TS};
+use crate::schema::{DataType, Field, Schema, TS};
 
 /// Rows in the order of a sealed segment, with their timestamps as the last column.
 #[derive(Debug)]
@@ -33,14 +40,58 @@ pub(crate) struct SealedRows {
     max_ts: Ts,
 }
 
-/// Brings the rows of some segments into sealed order. Rows that died before `horizon` are left
-/// out: no view goes back that far.
+/// 4,096 rows, 16 MiB of 1,024 dimensions, between looks at whether to go on.
+const ROWS_PER_CHECK: usize = 4_096;
+/// 8 MiB written between looks at whether to go on.
+const BYTES_PER_CHECK: usize = 8 << 20;
+
+/// Which rows need not be kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outdated {
+    /// Those that died before this: no view goes back that far.
+    pub(crate) dead_before: Ts,
+    /// Those that were written before this: they have expired, and no view shows them.
+    pub(crate) written_before: Ts,
+}
+
+impl Outdated {
+    fn is_dead(&self, died: Option<Ts>) -> bool {
+        died.is_none_or(|died| died < self.dead_before)
+    }
+}
+
+/// How many rows of a segment need not be kept.
+pub(crate) fn outdated_rows(segment: &Segment, outdated: Outdated) -> Result<usize, Error> {
+    let dead = segment.deletes.iter().filter(|&(_, died)| outdated.is_dead(died));
+    let Some(expired) = segment.written_before(outdated.written_before)? else {
+        return Ok(dead.count());
+    };
+    let dead = dead.filter(|&(row, _)| !expired.contains(row)).count();
+    Ok(dead + expired.count())
+}
+
+/// Who has rows sorted and written, and may call it off.
+pub(crate) trait Work {
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if not.
+    fn check(&self) -> Result<(), Error>;
+
+    /// Where the column of a field is put together that may be too large for the memory; what is
+    /// there is removed once it is mapped. `None`: in memory.
+    fn scratch(&self, field: i64) -> Option<(&Blobs, String)>;
+}
+
+/// Brings the rows of some segments into sealed order, without those that are outdated. Only dense
+/// and binary vectors are put together in a file, where there is a place for it.
 ///
 /// Returns `None` if no row is left.
 pub(crate) fn sort(
     schema: &Schema,
     segments: &[Arc<Segment>],
-    horizon: Ts,
+    outdated: Outdated,
+    work: &dyn Work,
 ) -> Result<Option<SealedRows>, Error> {
     let key_field = schema.primary();
     let mut keys: Vec<KeyColumn> = Vec::new();
@@ -48,20 +99,22 @@ pub(crate) fn sort(
     let mut chunks: Vec<(usize, usize)> = Vec::new();
     let mut rows: Vec<(u32, Row, u32, u32)> = Vec::new();
     for (i, segment) in segments.iter().enumerate() {
-        let gone: std::collections::HashSet<Row> = (segment.deletes.iter())
-            .filter(|&(_, died)| died.is_none_or(|died| died < horizon))
+        let gone: HashSet<Row> = (segment.deletes.iter())
+            .filter(|&(_, died)| outdated.is_dead(died))
             .map(|(row, _)| row)
             .collect();
         for (c, (first, len)) in segment.chunks().enumerate() {
             let chunk = to_u32(keys.len())?;
             keys.push(KeyColumn::new(&segment.column(c, key_field)?)?);
-            times.push(segment.timestamps(c)?);
+            let written = segment.timestamps(c)?;
             chunks.push((i, c));
             for at in 0..to_u32(len)? {
-                if !gone.contains(&(first + at)) {
+                let expired = written[at as usize] < outdated.written_before.0;
+                if !expired && !gone.contains(&(first + at)) {
                     rows.push((to_u32(i)?, first + at, chunk, at));
                 }
             }
+            times.push(written);
         }
     }
     if rows.is_empty() {
@@ -70,18 +123,26 @@ pub(crate) fn sort(
     let place = |&(_, _, chunk, at): &(u32, Row, u32, u32)| -> (KeyRef<'_>, u64) {
         (keys[chunk as usize].get(at as usize), times[chunk as usize][at as usize])
     };
-    rows.sort_unstable_by(|a, b| place(a).cmp(&place(b)));
+    // Sealed segments are runs already, which this sort only merges.
+    rows.sort_by(|a, b| place(a).cmp(&place(b)));
 
     let picks: Vec<(usize, usize)> =
         rows.iter().map(|&(_, _, chunk, at)| (chunk as usize, at as usize)).collect();
     let mut fields = Vec::with_capacity(schema.fields.len() + 1);
     let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields.len() + 1);
     for field in &schema.fields {
+        work.check()?;
         let parts = (chunks.iter())
             .map(|&(segment, chunk)| segments[segment].column(chunk, field))
             .collect::<Result<Vec<_>, _>>()?;
-        let parts: Vec<&dyn Array> = parts.iter().map(|part| &**part).collect();
-        columns.push(interleave(&parts, &picks)?);
+        let vectors = field.data_type.bytes_per_row().is_some();
+        columns.push(match work.scratch(field.id).filter(|_| vectors) {
+            Some(place) => gather_in_file(field, &parts, &picks, place, work)?,
+            None => {
+                let parts: Vec<&dyn Array> = parts.iter().map(|part| &**part).collect();
+                interleave(&parts, &picks)?
+            }
+        });
         fields.push(field.to_arrow());
     }
     let ts: Vec<u64> = rows.iter().map(|row| place(row).1).collect();
@@ -94,7 +155,62 @@ pub(crate) fn sort(
     Ok(Some(SealedRows { batch, order, min_ts, max_ts }))
 }
 
+/// The picked rows of some columns of fixed-width vectors, in a file that is mapped and gone.
+#[expect(clippy::wildcard_enum_match_arm, reason = "Arrow has many types, vectors have two")]
+fn gather_in_file(
+    field: &Field,
+    parts: &[ArrayRef],
+    picks: &[(usize, usize)],
+    (blobs, key): (&Blobs, String),
+    work: &dyn Work,
+) -> Result<ArrayRef, Error> {
+    let sources =
+        parts.iter().map(|part| index::vectors(field, part)).collect::<Result<Vec<_>, Error>>()?;
+    let path = blobs.path(&key);
+    let len = blobs.write_file(&key, |out| {
+        for picks in picks.chunks(ROWS_PER_CHECK) {
+            work.check()?;
+            for &(part, row) in picks {
+                let row = sources[part].row(to_u32(row)?);
+                out.write_all(row).map_err(|error| Error::io(&path, error))?;
+            }
+        }
+        Ok(())
+    })?;
+    let mapped = map(&path, len);
+    blobs.delete(&key)?;
+    let values = mapped?;
+    let nulls = parts
+        .iter()
+        .any(|part| part.null_count() > 0)
+        .then(|| NullBuffer::from_iter(picks.iter().map(|&(part, row)| parts[part].is_valid(row))));
+    let column: ArrayRef = match field.data_type.to_arrow() {
+        ArrowType::FixedSizeList(item, width) => {
+            let values = Float32Array::new(values.into(), None);
+            Arc::new(FixedSizeListArray::try_new(item, width, Arc::new(values), nulls)?)
+        }
+        ArrowType::FixedSizeBinary(width) => {
+            Arc::new(FixedSizeBinaryArray::try_new(width, values, nulls)?)
+        }
+        other => {
+            let detail = format!("field `{}` is {other}, which is no vector", field.name);
+            return Err(Error::Internal(detail));
+        }
+    };
+    Ok(column)
+}
+
 impl SealedRows {
+    /// Where rows of the input are in the output, for those that are there; each row is given as
+    /// segment and row and comes with something of the caller's.
+    pub(crate) fn places<T>(&self, rows: &mut HashMap<(u32, Row), T>) -> Vec<(Row, T)> {
+        if rows.is_empty() {
+            return Vec::new();
+        }
+        let order = (0..).zip(&self.order);
+        order.filter_map(|(new, old)| rows.remove(old).map(|of| (new, of))).collect()
+    }
+
     /// The deletes of the input, in the order of the output. `deletes` has one mask per input
     /// segment, at least as new as those that the rows were sorted with.
     pub(crate) fn deletes(&self, deletes: &[Arc<DeleteMask>]) -> DeleteMask {
@@ -110,6 +226,7 @@ pub(crate) fn write(
     id: i64,
     partition: i64,
     rows: &SealedRows,
+    work: &dyn Work,
 ) -> Result<SegmentEntry, Error> {
     let dir = collection_dir(collection);
     let file = format!("{id}.arrow");
@@ -129,6 +246,7 @@ pub(crate) fn write(
             }
             error.into()
         };
+        let out = Checked { out, work };
         // The default options are what we want: 64-byte alignment, no compression.
         let mut writer = FileWriter::try_new(out, batch.schema_ref()).map_err(failed)?;
         writer.write_metadata(FORMAT_KEY, FORMAT.to_string());
@@ -138,6 +256,7 @@ pub(crate) fn write(
         writer.write(batch).map_err(failed)?;
         writer.finish().map_err(failed)
     })?;
+    work.check()?;
     let data = sealed::describe(&path, file, len)?;
     let indexes = (schema.fields.iter())
         .filter(|field| field.data_type == DataType::SparseFloatVector)
@@ -160,6 +279,23 @@ pub(crate) fn write(
         indexes,
         deletes: None,
     })
+}
+
+/// Writes on only while the work goes on.
+struct Checked<'a> {
+    out: &'a mut dyn Write,
+    work: &'a dyn Work,
+}
+
+impl Write for Checked<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.work.check().map_err(io::Error::other)?;
+        self.out.write(&bytes[..bytes.len().min(BYTES_PER_CHECK)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Name of the index file that is written with a new segment.

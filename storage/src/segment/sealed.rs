@@ -53,6 +53,7 @@ pub(crate) trait Repair: Send + Sync + std::fmt::Debug {
 pub(crate) struct SealedSegment {
     id: i64,
     rows: usize,
+    min_ts: Ts,
     max_ts: Ts,
     file: Published,
     /// Keeps the directory of a dropped collection until the last reader is gone.
@@ -88,6 +89,7 @@ impl SealedSegment {
         Ok(Self {
             id: entry.id,
             rows: entry.rows as usize,
+            min_ts: entry.min_ts,
             max_ts: entry.max_ts,
             file: Published::new(path),
             dir: Arc::clone(dir),
@@ -169,6 +171,18 @@ impl SealedSegment {
         }
         let times = self.timestamps()?;
         Ok(RowMask::from_fn(self.rows, |row| times[row as usize] <= ts.0))
+    }
+
+    /// See [`super::Segment::written_before`].
+    pub(crate) fn written_before(&self, ts: Ts) -> Result<Option<RowMask>, Error> {
+        if ts <= self.min_ts {
+            return Ok(None);
+        }
+        if ts > self.max_ts {
+            return Ok(Some(RowMask::all(self.rows)));
+        }
+        let times = self.timestamps()?;
+        Ok(Some(RowMask::from_fn(self.rows, |row| times[row as usize] < ts.0)))
     }
 
     /// See [`super::Segment::index`].

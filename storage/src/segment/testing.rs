@@ -12,7 +12,23 @@ use arrow_array::{
 use arrow_buffer::NullBuffer;
 use arrow_schema::{DataType as ArrowType, Field as ArrowField};
 
+use super::seal::Work;
+use crate::Error;
+use crate::blobs::Blobs;
 use crate::schema::{DataType, Field, META, Schema};
+
+/// Work that is never called off and done in memory.
+pub(crate) struct NoScratch;
+
+impl Work for NoScratch {
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn scratch(&self, _: i64) -> Option<(&Blobs, String)> {
+        None
+    }
+}
 
 pub(crate) fn field(name: &str, data_type: DataType) -> Field {
     Field {

@@ -11,8 +11,9 @@ use elanus_index::{Metric, Query, SearchParams, SparseRow};
 
 use super::delete::DeleteMask;
 use super::growing::GrowingBuilder;
+use super::seal::{Outdated, Work};
 use super::sealed::{Repair, SealedSegment};
-use super::testing::{every_type, field, rows, schema};
+use super::testing::{NoScratch, every_type, field, rows, schema};
 use super::*;
 use crate::blobs::{Blobs, Published};
 use crate::manifest::{IndexKind, SegmentEntry};
@@ -53,9 +54,15 @@ impl Files {
     }
 
     fn seal(&self, schema: &Schema, segment: &Arc<Segment>, horizon: Ts) -> SegmentEntry {
-        let sorted = seal::sort(schema, std::slice::from_ref(segment), horizon).unwrap().unwrap();
-        seal::write(&self.blobs, 7, schema, 3, 1, &sorted).unwrap()
+        let outdated = dead_before(horizon);
+        let segments = std::slice::from_ref(segment);
+        let sorted = seal::sort(schema, segments, outdated, &NoScratch).unwrap().unwrap();
+        seal::write(&self.blobs, 7, schema, 3, 1, &sorted, &NoScratch).unwrap()
     }
+}
+
+fn dead_before(horizon: Ts) -> Outdated {
+    Outdated { dead_before: horizon, ..Outdated::default() }
 }
 
 fn growing(batches: Vec<RecordBatch>, deletes: DeleteMask) -> Arc<Segment> {
@@ -137,7 +144,9 @@ fn the_dead_are_kept_as_long_as_a_view_may_ask_for_them() {
     deletes.insert(0, Ts(20));
     deletes.insert(1, Ts(30));
     let segment = growing(batches, deletes);
-    let sorted = seal::sort(&schema, std::slice::from_ref(&segment), Ts(25)).unwrap().unwrap();
+    let outdated = dead_before(Ts(25));
+    let segments = std::slice::from_ref(&segment);
+    let sorted = seal::sort(&schema, segments, outdated, &NoScratch).unwrap().unwrap();
     assert_eq!(sorted.batch.num_rows(), 89);
     let mask = sorted.deletes(std::slice::from_ref(&segment.deletes));
     assert_eq!(mask.len(), 1);
@@ -152,7 +161,9 @@ fn the_dead_are_kept_as_long_as_a_view_may_ask_for_them() {
     let mut all = DeleteMask::default();
     assert!((0..90).all(|row| all.insert(row, Ts(20))));
     let dead = Segment { deletes: Arc::new(all), ..segment.as_ref().clone() };
-    assert!(seal::sort(&schema, &[Arc::new(dead)], Ts(21)).unwrap().is_none());
+    assert!(
+        seal::sort(&schema, &[Arc::new(dead)], dead_before(Ts(21)), &NoScratch).unwrap().is_none()
+    );
 }
 
 #[test]
@@ -173,10 +184,72 @@ fn a_field_that_was_added_later_reads_null_or_its_default() {
 
     // Batches from before and after seal together.
     let mixed = growing([batches, vec![rows(&schema, 10, 1000)]].concat(), DeleteMask::default());
-    let sorted = seal::sort(&schema, &[mixed], Ts::ZERO).unwrap().unwrap();
+    let sorted = seal::sort(&schema, &[mixed], Outdated::default(), &NoScratch).unwrap().unwrap();
     let column = sorted.batch.column_by_name("later").unwrap();
     assert_eq!(column.slice(0, 90).null_count(), 90);
     assert!(column.slice(90, 10).null_count() < 10);
+}
+
+struct InDir<'a>(&'a Files);
+
+impl Work for InDir<'_> {
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn scratch(&self, field: i64) -> Option<(&Blobs, String)> {
+        Some((&self.0.blobs, format!("data/7/{field}.scratch")))
+    }
+}
+
+#[test]
+fn columns_are_the_same_whether_put_together_in_memory_or_in_a_file() {
+    let (files, schema) = (Files::new(), every_type());
+    let (batches, _) = shuffled(&schema);
+    let segment = growing(batches, DeleteMask::default());
+    let entry = files.seal(&schema, &segment, Ts::ZERO);
+    let sealed = Arc::new(Segment {
+        id: 3,
+        partition: 1,
+        body: Body::Sealed(Arc::new(files.open(&schema, &entry).unwrap())),
+        deletes: Arc::default(),
+    });
+    let segments = [segment, sealed];
+    let scratch = InDir(&files);
+    let sort = |work| seal::sort(&schema, &segments, Outdated::default(), work).unwrap().unwrap();
+    let (in_memory, in_file) = (sort(&NoScratch as &dyn Work), sort(&scratch));
+    assert_eq!(in_memory.batch, in_file.batch);
+    assert_eq!(in_memory.order, in_file.order);
+    let left: Vec<String> = files.blobs.list("data/7").unwrap().into_iter().map(|f| f.0).collect();
+    assert!(!left.iter().any(|name| name.ends_with("scratch")), "{left:?}");
+}
+
+#[test]
+fn expired_rows_are_left_out_and_counted() {
+    let (files, schema) = (Files::new(), every_type());
+    let mut builder = GrowingBuilder::default();
+    for (ts, first) in [(10, 0), (20, 10), (30, 20)] {
+        builder.push(rows(&schema, 10, first), Ts(ts), 1);
+    }
+    let mut deletes = DeleteMask::default();
+    deletes.insert(3, Ts(40));
+    deletes.insert(25, Ts(41));
+    let body = Body::Growing(builder.snapshot().unwrap());
+    let segment = Arc::new(Segment { id: 1, partition: 1, body, deletes: Arc::new(deletes) });
+    let outdated = Outdated { dead_before: Ts(50), written_before: Ts(20) };
+    assert_eq!(seal::outdated_rows(&segment, outdated).unwrap(), 11);
+    let entry = files.seal(&schema, &segment, Ts::ZERO);
+    let sealed = files.open(&schema, &entry).unwrap();
+    for (ts, expected) in [(10, None), (11, Some(10)), (30, Some(20)), (31, Some(30))] {
+        let count = |mask: Option<RowMask>| mask.map(|mask| mask.count());
+        assert_eq!(count(segment.written_before(Ts(ts)).unwrap()), expected);
+        assert_eq!(count(sealed.written_before(Ts(ts)).unwrap()), expected);
+    }
+    let segments = [segment];
+    let sorted = seal::sort(&schema, &segments, outdated, &NoScratch).unwrap().unwrap();
+    assert_eq!(sorted.batch.num_rows(), 19);
+    let all = Outdated { written_before: Ts(31), ..outdated };
+    assert!(seal::sort(&schema, &segments, all, &NoScratch).unwrap().is_none());
 }
 
 #[test]

@@ -257,6 +257,28 @@ async fn a_damaged_or_missing_graph_is_built_anew_and_no_search_notices() {
 }
 
 #[tokio::test]
+async fn merged_segments_get_one_graph_in_the_place_of_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, collection) = with_vectors(dir.path()).await;
+    engine.create_index(DEFAULT_DB, "items", definition(8)).await.unwrap();
+    for part in 0..3 {
+        insert(&collection, part * 1_000..(part + 1) * 1_000).await;
+        engine.flush(collection.id()).await.unwrap();
+    }
+    built(&collection).await;
+    assert_eq!(index_files(dir.path()).len(), 3);
+    collection.delete(None, Keys::Int((0..100).collect())).await.unwrap();
+    let exact = |of| search(&collection, of, &Ask { exact: true, ..Ask::default() });
+    let before: Vec<_> = (0..50).map(exact).collect();
+    let compaction = crate::compact::compact(&engine, &collection).await;
+    assert_eq!(compaction.merges.len(), 1);
+    assert_eq!((0..50).map(exact).collect::<Vec<_>>(), before);
+    built(&collection).await;
+    index_files_are(dir.path(), 1).await;
+    assert!(recall(&collection, None) > 0.97);
+}
+
+#[tokio::test]
 async fn a_build_ends_with_its_collection_and_with_the_engine() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, collection) = with_vectors(dir.path()).await;

@@ -5,6 +5,8 @@ mod basics;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod compact;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod damage;

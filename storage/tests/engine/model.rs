@@ -28,7 +28,8 @@ fn values(model: &Model) -> BTreeMap<i64, i64> {
 impl Run {
     async fn open(dir: &Path, seed: u64) -> Engine {
         let seal_rows = if seed.is_multiple_of(2) { 150 } else { 200_000 };
-        Engine::open(Options { seal_rows, ..options(dir) }).await.unwrap()
+        let upkeep_every_ms = if seed.is_multiple_of(3) { 2 } else { 30_000 };
+        Engine::open(Options { seal_rows, upkeep_every_ms, ..options(dir) }).await.unwrap()
     }
 
     fn engine(&self) -> &Engine {
@@ -75,7 +76,9 @@ impl Run {
                     self.past.push((written.ts, values(&self.model)));
                 }
             }
-            70..85 => drop(self.engine().flush(collection.id()).await.unwrap()),
+            70..80 => drop(self.engine().flush(collection.id()).await.unwrap()),
+            80..82 => drop(self.engine().compact(collection.id()).unwrap()),
+            82..85 => drop(crate::compact::compact(self.engine(), &collection).await),
             85..90 => {
                 drop(collection);
                 self.restart(seed).await;
