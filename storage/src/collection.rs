@@ -162,6 +162,28 @@ impl Collection {
     /// # Errors
     /// As [`Collection::insert`].
     pub async fn insert_all(&self, parts: Vec<(i64, RecordBatch)>) -> Result<Written, Error> {
+        self.write_rows(None, parts).await
+    }
+
+    /// Like [`Collection::insert_all`]; the rows with the keys given, in any partition, go in the
+    /// same moment: no view shows both or neither.
+    ///
+    /// # Errors
+    /// As [`Collection::insert`].
+    pub async fn replace(
+        &self,
+        keys: Keys,
+        parts: Vec<(i64, RecordBatch)>,
+    ) -> Result<Written, Error> {
+        self.check_key_type(&keys)?;
+        self.write_rows(Some(keys), parts).await
+    }
+
+    async fn write_rows(
+        &self,
+        replaced: Option<Keys>,
+        parts: Vec<(i64, RecordBatch)>,
+    ) -> Result<Written, Error> {
         let info = self.info();
         for (partition, _) in &parts {
             if info.partition_by_id(*partition).is_none() {
@@ -174,7 +196,11 @@ impl Collection {
         let schema = Arc::clone(&info.schema);
         let prepare = self.core.pools.write(move || {
             version.check_keys()?;
-            let change = Change::Insert(prepare(&schema, parts)?);
+            let parts = prepare(&schema, parts)?;
+            let change = match replaced {
+                Some(keys) => Change::Replace { keys, parts },
+                None => Change::Insert(parts),
+            };
             let encoded = change.encode()?;
             Ok::<_, Error>((change, encoded))
         });
@@ -199,15 +225,7 @@ impl Collection {
                 return Err(Error::PartitionNotFound(partition.to_string()));
             }
         }
-        match (&info.schema.primary().data_type, &keys) {
-            (DataType::Int64, Keys::Int(_)) | (DataType::VarChar { .. }, Keys::Str(_)) => {}
-            (wanted, _) => {
-                return Err(Error::Invalid(format!(
-                    "the primary key is {}, the keys to delete are not",
-                    wanted.name()
-                )));
-            }
-        }
+        self.check_key_type(&keys)?;
         if keys.is_empty() {
             return Ok(Written { ts: self.core.clock.now(), rows: 0 });
         }
@@ -223,6 +241,16 @@ impl Collection {
         let record = Record { collection: self.id, schema_version, change };
         let (ts, rows) = self.core.log()?.write(record, encoded).await?;
         Ok(Written { ts, rows })
+    }
+
+    fn check_key_type(&self, keys: &Keys) -> Result<(), Error> {
+        match (&self.info().schema.primary().data_type, keys) {
+            (DataType::Int64, Keys::Int(_)) | (DataType::VarChar { .. }, Keys::Str(_)) => Ok(()),
+            (wanted, _) => Err(Error::Invalid(format!(
+                "the primary key is {}, the keys to delete are not",
+                wanted.name()
+            ))),
+        }
     }
 
     /// The newest view: every acknowledged write.

@@ -59,7 +59,7 @@ impl Node {
             rows.prepare(columns)
         };
         let prepared = self.engine.pools().search(prepare).await??;
-        let stored = self.store(&collection, prepared).await?;
+        let stored = self.store(&collection, prepared, None).await?;
         Ok(MutationResult { insert_cnt: count(request.num_rows), ..written(&stored) })
     }
 
@@ -109,12 +109,8 @@ impl Node {
             Ok::<_, Failure>((rows.prepare(columns)?, replaced))
         };
         let (prepared, replaced) = self.engine.pools().search(prepare).await??;
-        let stored = self.store(&collection, prepared).await?;
-        if let Some(keys) = replaced {
-            // Generated keys are never reused: the row moves to a new one. Written before the old
-            // one goes, so that a crash in between loses nothing.
-            collection.delete(None, keys).await?;
-        }
+        // Generated keys are never reused: the row moves to a new one.
+        let stored = self.store(&collection, prepared, replaced).await?;
         let rows = count(request.num_rows);
         Ok(MutationResult {
             insert_cnt: rows,
@@ -280,8 +276,14 @@ impl Node {
         })
     }
 
-    /// Runs the functions that are left to run and writes the rows.
-    async fn store(&self, collection: &Collection, prepared: Prepared) -> Result<Stored, Failure> {
+    /// Runs the functions that are left to run and writes the rows, in the place of those with the
+    /// keys `replaced`, if there are any.
+    async fn store(
+        &self,
+        collection: &Collection,
+        prepared: Prepared,
+        replaced: Option<Keys>,
+    ) -> Result<Stored, Failure> {
         let ready = match prepared {
             Prepared::Ready(ready) => ready,
             Prepared::Waiting { fill, rows, mut columns } => {
@@ -293,7 +295,10 @@ impl Node {
                 self.engine.pools().search(finish).await??
             }
         };
-        let written = collection.insert_all(ready.parts).await?;
+        let written = match replaced {
+            Some(keys) => collection.replace(keys, ready.parts).await?,
+            None => collection.insert_all(ready.parts).await?,
+        };
         Ok(Stored { keys: ready.keys, ts: written.ts })
     }
 }

@@ -200,6 +200,8 @@ impl Apply for Applier {
             Change::Delete { partitions, keys } => {
                 state.delete(lsn, ts, partitions.as_deref(), keys.iter())
             }
+            Change::Replace { keys, parts } => (state.delete(lsn, ts, None, keys.iter()))
+                .and_then(|_| state.insert(lsn, ts, parts, &self.core)),
         };
         if let Err(error @ Error::Corrupt { .. }) = &applied {
             self.quarantine(id, error);

@@ -234,7 +234,7 @@ impl State {
         if let Some(damage) = &self.damage {
             return Err(damage.duplicate());
         }
-        let Change::Insert(parts) = change else { return Ok(()) };
+        let (Change::Insert(parts) | Change::Replace { parts, .. }) = change else { return Ok(()) };
         match parts.iter().find(|(id, _)| !self.partitions.contains(id)) {
             Some((gone, _)) => Err(Error::PartitionNotFound(gone.to_string())),
             None => Ok(()),

@@ -1,9 +1,11 @@
-//! What a frame says: rows inserted, or keys deleted.
+//! What a frame says: rows inserted, keys deleted, or both at once.
 //!
 //! ```text
 //! insert (kind 1) = parts u32 | { partition i64 | len u32 | Arrow IPC stream of one batch }*
 //! delete (kind 2) = partitions u32 (all ones: every partition) | partition i64 *
-//!                 | key kind u8 (0 integer, 1 string) | keys u32 | { i64 } or { len u32 | UTF-8 }
+//!                 | keys
+//! replace (kind 3) = keys | as an insert
+//! keys = key kind u8 (0 integer, 1 string) | keys u32 | { i64 } or { len u32 | UTF-8 }
 //! ```
 
 use std::io::Write;
@@ -19,6 +21,7 @@ use crate::keys::Keys;
 
 const INSERT: u8 = 1;
 const DELETE: u8 = 2;
+const REPLACE: u8 = 3;
 const EVERY_PARTITION: u32 = u32::MAX;
 
 /// A change of one collection.
@@ -37,6 +40,8 @@ pub(crate) enum Change {
     Insert(Vec<(i64, RecordBatch)>),
     /// Keys whose rows go, in these partitions or in all.
     Delete { partitions: Option<Vec<i64>>, keys: Keys },
+    /// Keys whose rows go, and rows that come in the same moment.
+    Replace { keys: Keys, parts: Vec<(i64, RecordBatch)> },
 }
 
 /// A record's bytes, ready for the log.
@@ -56,17 +61,13 @@ impl Change {
         let mut body = Vec::new();
         let kind = match self {
             Self::Insert(parts) => {
-                put_len(&mut body, parts.len())?;
-                for (partition, batch) in parts {
-                    body.extend_from_slice(&partition.to_le_bytes());
-                    let at = body.len();
-                    put_len(&mut body, 0)?;
-                    write_batch(&mut body, batch)?;
-                    let len =
-                        (body.len() - at - 4).try_into().map_err(|_| too_large(body.len()))?;
-                    body[at..at + 4].copy_from_slice(&u32::to_le_bytes(len));
-                }
+                put_parts(&mut body, parts)?;
                 INSERT
+            }
+            Self::Replace { keys, parts } => {
+                put_keys(&mut body, keys)?;
+                put_parts(&mut body, parts)?;
+                REPLACE
             }
             Self::Delete { partitions, keys } => {
                 match partitions {
@@ -91,16 +92,8 @@ impl Change {
     pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Self, String> {
         let mut rest = Cursor(body);
         let change = match kind {
-            INSERT => {
-                let count = rest.u32()?;
-                let mut parts = Vec::new();
-                for _ in 0..count {
-                    let partition = rest.i64()?;
-                    let len = rest.u32()? as usize;
-                    parts.push((partition, read_batch(rest.take(len)?)?));
-                }
-                Self::Insert(parts)
-            }
+            INSERT => Self::Insert(rest.parts()?),
+            REPLACE => Self::Replace { keys: rest.keys()?, parts: rest.parts()? },
             DELETE => {
                 let partitions = match rest.u32()? {
                     EVERY_PARTITION => None,
@@ -127,6 +120,19 @@ fn too_large(bytes: usize) -> Error {
 fn put_len(body: &mut Vec<u8>, len: usize) -> Result<(), Error> {
     let len = u32::try_from(len).map_err(|_| too_large(len))?;
     body.write_all(&len.to_le_bytes()).map_err(|error| Error::Internal(error.to_string()))
+}
+
+fn put_parts(body: &mut Vec<u8>, parts: &[(i64, RecordBatch)]) -> Result<(), Error> {
+    put_len(body, parts.len())?;
+    for (partition, batch) in parts {
+        body.extend_from_slice(&partition.to_le_bytes());
+        let at = body.len();
+        put_len(body, 0)?;
+        write_batch(body, batch)?;
+        let len = (body.len() - at - 4).try_into().map_err(|_| too_large(body.len()))?;
+        body[at..at + 4].copy_from_slice(&u32::to_le_bytes(len));
+    }
+    Ok(())
 }
 
 fn put_keys(body: &mut Vec<u8>, keys: &Keys) -> Result<(), Error> {
@@ -191,6 +197,17 @@ impl<'a> Cursor<'a> {
         self.array().map(i64::from_le_bytes)
     }
 
+    fn parts(&mut self) -> Result<Vec<(i64, RecordBatch)>, String> {
+        let count = self.u32()?;
+        let mut parts = Vec::new();
+        for _ in 0..count {
+            let partition = self.i64()?;
+            let len = self.u32()? as usize;
+            parts.push((partition, read_batch(self.take(len)?)?));
+        }
+        Ok(parts)
+    }
+
     fn keys(&mut self) -> Result<Keys, String> {
         let [kind] = self.array()?;
         let count = self.u32()?;
@@ -235,10 +252,12 @@ mod tests {
             proptest::collection::vec(any::<i64>(), 0..9).prop_map(Keys::Int),
             proptest::collection::vec(any::<String>(), 0..9).prop_map(Keys::Str),
         ];
+        let parts = proptest::collection::vec((any::<i64>(), rows), 1..4);
         prop_oneof![
-            proptest::collection::vec((any::<i64>(), rows), 1..4).prop_map(Change::Insert),
-            (any::<Option<Vec<i64>>>(), keys)
+            parts.clone().prop_map(Change::Insert),
+            (any::<Option<Vec<i64>>>(), keys.clone())
                 .prop_map(|(partitions, keys)| Change::Delete { partitions, keys }),
+            (keys, parts).prop_map(|(keys, parts)| Change::Replace { keys, parts }),
         ]
     }
 
@@ -251,6 +270,10 @@ mod tests {
                 (
                     Change::Delete { partitions: a, keys: b },
                     Change::Delete { partitions: c, keys: d },
+                ) => prop_assert_eq!((a, b), (c, d)),
+                (
+                    Change::Replace { keys: a, parts: b },
+                    Change::Replace { keys: c, parts: d },
                 ) => prop_assert_eq!((a, b), (c, d)),
                 (a, b) => prop_assert!(false, "{:?} became {:?}", a, b),
             }
@@ -268,7 +291,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_are_no_reason_to_panic(
-            kind in 1_u8..3,
+            kind in 1_u8..4,
             body in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
             let _ = Change::decode(kind, &body);

@@ -161,7 +161,7 @@ impl Apply for Memory {
             Change::Delete { keys: Keys::Int(keys), .. } if keys[0] == -404 => {
                 Err(Error::PartitionNotFound("404".into()))
             }
-            Change::Delete { .. } | Change::Insert(_) => Ok(()),
+            Change::Delete { .. } | Change::Insert(_) | Change::Replace { .. } => Ok(()),
         }
     }
 

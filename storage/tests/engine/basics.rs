@@ -463,6 +463,40 @@ async fn after_the_shutdown_views_stay_readable_and_writes_fail() {
     open(dir.path()).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_moves_to_another_key_is_seen_once_at_any_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, collection) = with_items(dir.path()).await;
+    let p = partition(&collection, "_default");
+    let at = |key: i64| rows(&[(key, 7), (key + 1_000, 8)]);
+    collection.insert(p, at(0)).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (collection, stop) = (Arc::clone(&collection), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let found: Vec<i64> = content(&collection).into_values().collect();
+                assert_eq!(found, [7, 8]);
+            }
+        })
+    };
+    for key in 1..200 {
+        let old = Keys::Int(vec![key - 1, key + 999]);
+        collection.replace(old, vec![(p, at(key))]).await.unwrap();
+        if key % 50 == 0 {
+            engine.flush(collection.id()).await.unwrap();
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    reader.join().unwrap();
+    let wrong = collection.replace(Keys::Str(vec!["a".into()]), vec![(p, at(0))]).await;
+    assert!(matches!(wrong, Err(Error::Invalid(_))));
+    engine.shutdown().await;
+    drop((engine, collection));
+    let engine = open(dir.path()).await;
+    assert_eq!(content(&find(&engine, "items")), map(&[(199, 7), (1_199, 8)]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn readers_never_see_half_of_a_write() {
     let dir = tempfile::tempdir().unwrap();
