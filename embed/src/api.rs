@@ -18,6 +18,9 @@ pub struct Options {
     /// Most bytes of text accepted and not answered yet; beyond it calls get
     /// [`crate::Error::Overloaded`].
     pub queue_bytes: usize,
+    /// Bytes of recent questions with their vectors that each model keeps, so that a question
+    /// that is asked again costs no pass; 0 keeps none.
+    pub cache_bytes: usize,
 }
 
 impl Default for Options {
@@ -28,6 +31,7 @@ impl Default for Options {
             precision: Precision::Auto,
             max_batch_tokens: 0,
             queue_bytes: 64 << 20,
+            cache_bytes: 16 << 20,
         }
     }
 }
@@ -210,4 +214,17 @@ pub struct ModelInfo {
     pub bytes: usize,
     /// Tokens run since it was loaded.
     pub tokens: u64,
+    /// Questions answered without a run since it was loaded.
+    pub cache_hits: u64,
+}
+
+/// How busy a [`crate::ModelStore`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Bytes of text accepted and not answered yet.
+    pub queued_bytes: usize,
+    /// Calls that wait for the next batches; those in the batch that runs are not counted.
+    pub queued_calls: usize,
+    /// Most tokens of the batch that ran last.
+    pub batch_tokens: usize,
 }

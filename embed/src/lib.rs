@@ -8,7 +8,7 @@
 //! store      names, folders, one model in memory per folder, the public calls
 //! folder     config.json and its companions, understood or refused
 //! tokenizer  text -> framed token ids            weights   safetensors and (pickle) PyTorch files
-//! scheduler  one thread, two lanes, token-budget batches
+//! scheduler  one thread, two lanes, token-budget batches       answers   questions asked before
 //! model      tokenizer + encoder + head          encoder   BERT and XLM-R, packed
 //! heads      pooling, BGE-M3, SPLADE, classifier layers    tensor operations -> kernels
 //! cpu        the kernels                         cache     weights converted once
@@ -19,6 +19,7 @@
 
 #![deny(unsafe_code)]
 
+mod answers;
 mod api;
 mod cache;
 mod cpu;
@@ -37,7 +38,7 @@ mod tokenizer;
 mod weights;
 
 pub use api::{
-    EmbedRequest, Embeddings, Mode, ModelInfo, ModelSpec, Options, Outputs, Precision,
+    EmbedRequest, Embeddings, Load, Mode, ModelInfo, ModelSpec, Options, Outputs, Precision,
     RerankRequest,
 };
 pub use error::Error;

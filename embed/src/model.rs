@@ -1,14 +1,16 @@
 //! One loaded model: tokenizer, encoder and head together.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
+use crate::answers::Answers;
 use crate::encoder::{Encoder, PackedBatch, inference};
 use crate::folder::Folder;
 use crate::heads::{Encoded, Head};
 use crate::tokenizer::{Sequence, TextTokenizer};
-use crate::{Error, ModelInfo, ModelSpec, Outputs, Precision, cache};
+use crate::{Error, ModelInfo, ModelSpec, Options, Outputs, Precision, cache};
 
 /// A model in memory.
 pub(crate) struct Model {
@@ -18,6 +20,8 @@ pub(crate) struct Model {
     encoder: Encoder,
     head: Head,
     tokens: AtomicU64,
+    /// What questions were answered lately.
+    answers: Mutex<Answers>,
 }
 
 /// One text (or pair) of a batch and what is wanted of it.
@@ -29,9 +33,9 @@ pub(crate) struct Item<'a> {
 
 impl Model {
     /// Reads everything; takes seconds for a large model.
-    pub(crate) fn load(folder: &Folder, precision: Precision) -> Result<Self, Error> {
+    pub(crate) fn load(folder: &Folder, options: &Options) -> Result<Self, Error> {
         // Eight bits cost some accuracy, so they are a choice (ADR 8).
-        let precision = match precision {
+        let precision = match options.precision {
             Precision::Auto | Precision::F32 => Precision::F32,
             Precision::Int8 => Precision::Int8,
         };
@@ -45,7 +49,9 @@ impl Model {
         let mut weights = cache::open(folder, precision)?;
         let encoder = Encoder::load(&mut weights, &folder.encoder, precision)?;
         let head = Head::load(folder, &mut weights, &encoder, tokenizer.specials())?;
-        Ok(Self { spec, precision, tokenizer, encoder, head, tokens: AtomicU64::new(0) })
+        let answers = Mutex::new(Answers::new(options.cache_bytes));
+        let tokens = AtomicU64::new(0);
+        Ok(Self { spec, precision, tokenizer, encoder, head, tokens, answers })
     }
 
     pub(crate) fn spec(&self) -> &ModelSpec {
@@ -63,6 +69,26 @@ impl Model {
             precision: self.precision,
             bytes,
             tokens: self.tokens.load(Ordering::Relaxed),
+            cache_hits: self.answers().hits(),
+        }
+    }
+
+    /// A panic while the lock was held left at worst an answer out.
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of questions, item by item.
+    pub(crate) fn recall(&self, items: &[Item<'_>]) -> Vec<Option<Encoded>> {
+        let mut answers = self.answers();
+        items.iter().map(|item| answers.get(item.sequence, item.outputs)).collect()
+    }
+
+    /// Keeps the answers to questions.
+    pub(crate) fn remember(&self, items: &[Item<'_>], encoded: &[Encoded]) {
+        let mut answers = self.answers();
+        for (item, encoded) in items.iter().zip(encoded) {
+            answers.put(item.sequence, item.outputs, encoded);
         }
     }
 

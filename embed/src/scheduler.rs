@@ -3,7 +3,7 @@
 //! Calls arrive tokenized. A batch takes texts of one model from as many calls as fit its budget
 //! of tokens, and calls take turns at its head; nothing is padded, so long and short texts mix
 //! freely and a batch costs what its tokens cost. Searches go before inserts, but inserts that have waited get
-//! every so often a batch of their own. Equal texts of a batch run once. A call whose caller has
+//! every so often a batch of their own. Equal texts of a batch run once, and a question that was asked lately not at all. A call whose caller has
 //! gone is dropped. A batch that fails is run again call by call, so that one bad call, or a
 //! panic, costs no other.
 //!
@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use crate::heads::Encoded;
 use crate::model::{Item, Model};
 use crate::tokenizer::Sequence;
-use crate::{Error, Mode, Options, Outputs};
+use crate::{Error, Load, Mode, Options, Outputs};
 
 /// Calls that may wait; the bytes of their texts are bounded as well.
 const MAX_CALLS: usize = 16_384;
@@ -35,6 +35,16 @@ pub(crate) struct Scheduler {
     queue: Sender<Call>,
     queued_bytes: Arc<AtomicUsize>,
     limit_bytes: usize,
+    waiting: Arc<Waiting>,
+}
+
+/// What the thread tells of itself.
+#[derive(Default)]
+struct Waiting {
+    /// Calls in its lanes.
+    calls: AtomicUsize,
+    /// Tokens that the last batch could have had.
+    batch_tokens: AtomicUsize,
 }
 
 /// The right to have so many bytes of text waiting; given back when dropped.
@@ -74,12 +84,15 @@ impl Scheduler {
             .build()
             .map_err(|error| failed(error.to_string()))?;
         let (queue, calls) = bounded(MAX_CALLS);
-        let worker = Worker { pool, batch_tokens: options.max_batch_tokens };
+        let waiting = Arc::<Waiting>::default();
+        let shared = Arc::clone(&waiting);
+        let worker = Worker { pool, batch_tokens: options.max_batch_tokens, waiting: shared };
         std::thread::Builder::new()
             .name("embed-scheduler".to_owned())
             .spawn(move || worker.work(&calls))
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Self { queue, queued_bytes: Arc::default(), limit_bytes: options.queue_bytes })
+        let limit_bytes = options.queue_bytes;
+        Ok(Self { queue, queued_bytes: Arc::default(), limit_bytes, waiting })
     }
 
     /// Reserves room for a request of `bytes` of text.
@@ -128,6 +141,15 @@ impl Scheduler {
         }
     }
 
+    /// What is waiting now.
+    pub(crate) fn load(&self) -> Load {
+        Load {
+            queued_bytes: self.queued_bytes.load(Ordering::Relaxed),
+            queued_calls: self.queue.len() + self.waiting.calls.load(Ordering::Relaxed),
+            batch_tokens: self.waiting.batch_tokens.load(Ordering::Relaxed),
+        }
+    }
+
     fn overloaded(&self, queued_bytes: usize, request_bytes: usize) -> Error {
         Error::Overloaded { queued_bytes, request_bytes, limit_bytes: self.limit_bytes }
     }
@@ -137,6 +159,7 @@ struct Worker {
     pool: ThreadPool,
     /// Tokens of a batch; 0 asks the model.
     batch_tokens: usize,
+    waiting: Arc<Waiting>,
 }
 
 /// Texts of one call in a batch: its place in the lane, and how many of its texts.
@@ -151,6 +174,7 @@ impl Worker {
     fn work(&self, calls: &Receiver<Call>) {
         let mut lanes = Lanes::new(Instant::now());
         loop {
+            self.waiting.calls.store(lanes.len(), Ordering::Relaxed);
             if lanes.is_empty() {
                 match calls.recv() {
                     Ok(call) => lanes.push(call),
@@ -159,6 +183,7 @@ impl Worker {
             }
             calls.try_iter().for_each(|call| lanes.push(call));
             lanes.drop_cancelled();
+            self.waiting.calls.store(lanes.len(), Ordering::Relaxed);
             if let Some(lane) = lanes.next(Instant::now()) {
                 self.step(lane);
             }
@@ -172,6 +197,7 @@ impl Worker {
             0 => front.model.batch_tokens(self.pool.current_num_threads()),
             tokens => tokens,
         };
+        self.waiting.batch_tokens.store(budget, Ordering::Relaxed);
         let picks = pick(lane, budget);
         match self.run(lane, &picks) {
             Ok(encoded) => deliver(lane, &picks, encoded),
@@ -217,8 +243,25 @@ impl Worker {
                 places.push(index);
             }
         }
-        let encoded = catch_unwind(AssertUnwindSafe(|| self.pool.install(|| model.run(&items))))
-            .unwrap_or_else(|panic| Err(Error::Inference(panic_text(&*panic))))?;
+        // Questions are asked again, documents are not.
+        let search = lane[picks[0].call].mode == Mode::Search;
+        let known = if search { model.recall(&items) } else { vec![None; items.len()] };
+        let new = items.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let new: Vec<Item<'_>> = new.map(|(item, _)| *item).collect();
+        let fresh = if new.is_empty() {
+            Vec::new()
+        } else {
+            catch_unwind(AssertUnwindSafe(|| self.pool.install(|| model.run(&new))))
+                .unwrap_or_else(|panic| Err(Error::Inference(panic_text(&*panic))))?
+        };
+        if search {
+            model.remember(&new, &fresh);
+        }
+        let mut fresh = fresh.into_iter();
+        let encoded: Vec<Encoded> = known
+            .into_iter()
+            .map(|known| known.or_else(|| fresh.next()).expect("a run gives one result per item"))
+            .collect();
         Ok(places.into_iter().map(|index| encoded[index].clone()).collect())
     }
 }
@@ -295,7 +338,11 @@ impl Lanes {
     }
 
     fn is_empty(&self) -> bool {
-        self.search.is_empty() && self.insert.is_empty()
+        self.len() == 0
+    }
+
+    fn len(&self) -> usize {
+        self.search.len() + self.insert.len()
     }
 
     fn drop_cancelled(&mut self) {
@@ -336,7 +383,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::Precision;
     use crate::folder::Folder;
 
     type Answer = oneshot::Receiver<Result<Vec<Encoded>, Error>>;
@@ -344,12 +390,13 @@ mod tests {
     fn model() -> Arc<Model> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../tests/data/embedding-golden/tiny-bge-m3");
-        Arc::new(Model::load(&Folder::read("tiny-bge-m3", &dir).unwrap(), Precision::F32).unwrap())
+        let folder = Folder::read("tiny-bge-m3", &dir).unwrap();
+        Arc::new(Model::load(&folder, &Options::default()).unwrap())
     }
 
     fn worker() -> Worker {
         let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        Worker { pool, batch_tokens: 100 }
+        Worker { pool, batch_tokens: 100, waiting: Arc::default() }
     }
 
     /// A call of texts with these many tokens each, all of id `id`.

@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::scheduler::{Permit, Scheduler};
 use crate::tokenizer::{Sequence, TextTokenizer};
 use crate::{
-    EmbedRequest, Embeddings, Error, Mode, ModelInfo, ModelSpec, Options, Outputs, Precision,
+    EmbedRequest, Embeddings, Error, Load, Mode, ModelInfo, ModelSpec, Options, Outputs,
     RerankRequest,
 };
 
@@ -230,7 +230,7 @@ impl ModelStore {
     /// # Errors
     /// As [`ModelStore::resolve`], and [`Error::Load`] for damaged weights.
     pub fn warm(&self, name: &str) -> Result<ModelInfo, Error> {
-        Ok(self.inner.slot(name)?.load(self.inner.options.precision)?.info())
+        Ok(self.inner.slot(name)?.load(&self.inner.options)?.info())
     }
 
     /// The token ids of a text as the model would see it, uncut and with its specials, and the
@@ -263,6 +263,14 @@ impl ModelStore {
         infos
     }
 
+    /// How busy the models are; zeros before the first call.
+    pub fn load(&self) -> Load {
+        match self.inner.scheduler.get() {
+            Some(Ok(scheduler)) => scheduler.load(),
+            Some(Err(_)) | None => Load::default(),
+        }
+    }
+
     /// What `embed` and `rerank` share: admit, load, tokenize off the async threads, queue, wait.
     async fn run(
         &self,
@@ -278,7 +286,7 @@ impl ModelStore {
         let started = move || -> Result<Started, Error> {
             let slot = inner.slot(&name)?;
             check(&slot.folder.spec)?;
-            let model = slot.load(inner.options.precision)?;
+            let model = slot.load(&inner.options)?;
             let sequences = prepare(&slot, &model)?;
             inner.submit(&slot, model, mode, outputs, sequences, permit)
         };
@@ -351,13 +359,13 @@ impl Inner {
 
 impl Slot {
     /// The model, loaded if it is not. Callers wait for a load that is under way.
-    fn load(&self, precision: Precision) -> Result<Arc<Model>, Error> {
+    fn load(&self, options: &Options) -> Result<Arc<Model>, Error> {
         let mut model = lock(&self.model);
         if let Some(model) = &*model {
             return Ok(Arc::clone(model));
         }
         let started = std::time::Instant::now();
-        let loaded = Arc::new(Model::load(&self.folder, precision)?);
+        let loaded = Arc::new(Model::load(&self.folder, options)?);
         let name = &self.folder.spec.name;
         let millis = started.elapsed().as_millis();
         tracing::info!(model = name, bytes = loaded.info().bytes, millis, "model loaded");

@@ -114,6 +114,8 @@ pub struct Models {
     pub max_batch_tokens: usize,
     /// Bytes of text that may wait for a model.
     pub queue_bytes: usize,
+    /// Bytes of recent questions with their vectors; 0 keeps none.
+    pub cache_bytes: usize,
 }
 
 /// The numbers in which models run.
@@ -251,6 +253,7 @@ impl Config {
             precision: self.models.precision.into(),
             max_batch_tokens: self.models.max_batch_tokens,
             queue_bytes: self.models.queue_bytes,
+            cache_bytes: self.models.cache_bytes,
         }
     }
 

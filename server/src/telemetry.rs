@@ -91,6 +91,10 @@ pub struct Metrics {
     writable: Gauge,
     model_tokens: Family<ModelName, Gauge<u64, AtomicU64>>,
     model_bytes: Family<ModelName, Gauge<u64, AtomicU64>>,
+    model_cache_hits: Family<ModelName, Gauge<u64, AtomicU64>>,
+    embed_queue_bytes: Gauge,
+    embed_queued_calls: Gauge,
+    embed_batch_tokens: Gauge,
 }
 
 impl Default for Metrics {
@@ -118,6 +122,10 @@ impl Metrics {
         let writable = Gauge::default();
         let model_tokens = Family::default();
         let model_bytes = Family::default();
+        let model_cache_hits = Family::default();
+        let embed_queue_bytes = Gauge::default();
+        let embed_queued_calls = Gauge::default();
+        let embed_batch_tokens = Gauge::default();
         registry.register(
             "build",
             "What is running",
@@ -154,6 +162,26 @@ impl Metrics {
             model_tokens.clone(),
         );
         registry.register("model_bytes", "Bytes of a model's weights", model_bytes.clone());
+        registry.register(
+            "model_cache_hits",
+            "Questions that a model answered from memory since it was loaded",
+            model_cache_hits.clone(),
+        );
+        registry.register(
+            "embed_queue_bytes",
+            "Bytes of text that wait for a model (models.queue_bytes is the limit)",
+            embed_queue_bytes.clone(),
+        );
+        registry.register(
+            "embed_queued_calls",
+            "Calls that wait for a model",
+            embed_queued_calls.clone(),
+        );
+        registry.register(
+            "embed_batch_tokens",
+            "Tokens that the last batch could have had",
+            embed_batch_tokens.clone(),
+        );
         Self {
             registry,
             rpcs,
@@ -171,6 +199,10 @@ impl Metrics {
             writable,
             model_tokens,
             model_bytes,
+            model_cache_hits,
+            embed_queue_bytes,
+            embed_queued_calls,
+            embed_batch_tokens,
         }
     }
 
@@ -199,7 +231,13 @@ impl Metrics {
             let label = ModelName { model: model.spec.name };
             self.model_tokens.get_or_create(&label).set(model.tokens);
             self.model_bytes.get_or_create(&label).set(model.bytes as u64);
+            self.model_cache_hits.get_or_create(&label).set(model.cache_hits);
         }
+        let load = node.models.load();
+        let signed = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        self.embed_queue_bytes.set(signed(load.queued_bytes));
+        self.embed_queued_calls.set(signed(load.queued_calls));
+        self.embed_batch_tokens.set(signed(load.batch_tokens));
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a String cannot fail");
         text

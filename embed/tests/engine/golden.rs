@@ -260,3 +260,29 @@ async fn splade_gives_the_weights_of_transformers() {
     golden.assert_close(&found.sparse.unwrap(), TOLERANCE);
     assert_eq!(found.dense, None);
 }
+
+#[tokio::test]
+async fn a_question_asked_again_costs_no_pass_and_has_the_same_bits() {
+    let M3 { sentences, .. } = golden("tiny-bge-m3");
+    let store = store();
+    let ask = |outputs| {
+        let request = EmbedRequest::new(sentences.clone(), outputs, Mode::Search);
+        store.embed("tiny-bge-m3", request)
+    };
+    let first = ask(ALL).await.unwrap();
+    let tokens = store.loaded()[0].tokens;
+    assert_eq!(ask(ALL).await.unwrap(), first);
+    let dense = ask(Outputs::DENSE).await.unwrap();
+    assert_eq!(dense.dense, first.dense);
+    assert!(dense.sparse.is_none() && dense.colbert.is_none());
+    let info = &store.loaded()[0];
+    assert_eq!(info.tokens, tokens, "nothing was run again");
+    assert!(info.cache_hits >= sentences.len() as u64);
+    // The thread counts what is left after it has answered.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while store.load().queued_calls > 0 {
+        assert!(std::time::Instant::now() < deadline, "{:?}", store.load());
+        tokio::task::yield_now().await;
+    }
+    assert!(store.load().batch_tokens > 0);
+}
