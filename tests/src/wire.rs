@@ -152,6 +152,15 @@ pub fn counting_schema(name: &str, others: &[&str], dim: usize) -> CollectionSch
 /// # Errors
 /// When one of the steps fails.
 pub async fn create_and_load(client: &mut Client, schema: &CollectionSchema) -> Result<()> {
+    create_and_load_with(client, schema, &[("index_type", "FLAT")]).await
+}
+
+/// As [`create_and_load`], with an L2 index of the caller's choice.
+pub async fn create_and_load_with(
+    client: &mut Client,
+    schema: &CollectionSchema,
+    index: &[(&str, &str)],
+) -> Result<()> {
     let create = CreateCollectionRequest {
         collection_name: schema.name.clone(),
         schema: schema.encode_to_vec().into(),
@@ -163,7 +172,9 @@ pub async fn create_and_load(client: &mut Client, schema: &CollectionSchema) -> 
     let index = CreateIndexRequest {
         collection_name: schema.name.clone(),
         field_name: "vector".to_owned(),
-        extra_params: vec![pair("index_type", "FLAT"), pair("metric_type", "L2")],
+        extra_params: (index.iter().map(|(key, value)| pair(key, value)))
+            .chain([pair("metric_type", "L2")])
+            .collect(),
         ..CreateIndexRequest::default()
     };
     check(Some(client.create_index(index).await?.get_ref()))?;

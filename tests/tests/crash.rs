@@ -2,13 +2,16 @@
 //!
 //! Writers own disjoint ranges of keys and keep a ledger of what was acknowledged. A call that was
 //! cut off is in doubt: it may have happened or not, but as a whole. After each kill the node is
-//! reopened and everything it holds is compared with the ledger.
+//! reopened and everything it holds is compared with the ledger. Meanwhile rows are flushed and
+//! compacted, and a graph is built anew over all that was, so that kills fall into these as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use elanus_proto::milvus::{DeleteRequest, FlushRequest, InsertRequest, UpsertRequest};
+use elanus_proto::milvus::{
+    DeleteRequest, FlushRequest, InsertRequest, ManualCompactionRequest, UpsertRequest,
+};
 use elanus_proto::schema::FieldData;
 use elanus_tests::wire::{self, Client};
 use elanus_tests::{Random, TestNode};
@@ -19,6 +22,9 @@ const COLLECTION: &str = "ledger";
 const DIM: usize = 4;
 /// Keys of one writer lie in `writer * RANGE ..`; all of them are exact as `f32`.
 const RANGE: i64 = 1 << 20;
+/// Rows that nobody changes, of one more writer: they make building the graph take as long as a
+/// round.
+const QUIET_ROWS: i64 = 12_000;
 /// The most rows that one search or query may return.
 const PAGE: usize = 16_384;
 
@@ -40,7 +46,15 @@ async fn writers_find_every_acknowledged_row_after_the_node_was_killed() {
     let mut node = TestNode::start().unwrap();
     let mut client = node.client().await.unwrap();
     let schema = wire::counting_schema(COLLECTION, &["writer", "version"], DIM);
-    wire::create_and_load(&mut client, &schema).await.unwrap();
+    let index = [("index_type", "HNSW"), ("M", "16"), ("efConstruction", "400")];
+    wire::create_and_load_with(&mut client, &schema, &index).await.unwrap();
+    let mut quiet = Ledger::default();
+    let keys: Vec<i64> = (0..QUIET_ROWS).map(|key| WRITERS as i64 * RANGE + key).collect();
+    for keys in keys.chunks(4_000) {
+        let answer = client.insert(insert(WRITERS, keys, 1)).await.unwrap();
+        wire::check(answer.get_ref().status.as_ref()).unwrap();
+        quiet.rows.extend(keys.iter().map(|key| (*key, 1)));
+    }
 
     let mut ledgers: Vec<Ledger> = (0..WRITERS).map(|_| Ledger::default()).collect();
     for round in 0..ROUNDS {
@@ -57,7 +71,7 @@ async fn writers_find_every_acknowledged_row_after_the_node_was_killed() {
         }
         node.reopen().unwrap();
         let mut client = node.client().await.unwrap();
-        for (writer, ledger) in ledgers.iter_mut().enumerate() {
+        for (writer, ledger) in ledgers.iter_mut().chain([&mut quiet]).enumerate() {
             verify(&mut client, writer, ledger, &mut random)
                 .await
                 .unwrap_or_else(|error| panic!("round {round}, writer {writer}: {error:#}"));
@@ -107,13 +121,22 @@ async fn write_until_cut_off(
             };
             (client.delete(request).await, keys.iter().map(|key| (*key, None)).collect::<Vec<_>>())
         } else {
-            // A checkpoint in the middle: rows move from the log to sealed files.
-            let request = FlushRequest {
-                collection_names: vec![COLLECTION.to_owned()],
-                ..FlushRequest::default()
+            // Rows move from the log to sealed files, or from these to others.
+            let status = if random.chance(60) {
+                let request = FlushRequest {
+                    collection_names: vec![COLLECTION.to_owned()],
+                    ..FlushRequest::default()
+                };
+                client.flush(request).await.map(|answer| answer.into_inner().status)
+            } else {
+                let request = ManualCompactionRequest {
+                    collection_name: COLLECTION.to_owned(),
+                    ..ManualCompactionRequest::default()
+                };
+                client.manual_compaction(request).await.map(|answer| answer.into_inner().status)
             };
-            match client.flush(request).await {
-                Ok(answer) => wire::check(answer.get_ref().status.as_ref())?,
+            match status {
+                Ok(status) => wire::check(status.as_ref())?,
                 Err(_) => return Ok(ledger),
             }
             continue;
@@ -174,6 +197,8 @@ async fn verify(
         let vector = vector(writer, key, found[&key]);
         let mut request = wire::search(COLLECTION, "vector", &vector, 3);
         request.dsl.clone_from(&filter);
+        // Within a range the answer is exact, graph or not.
+        request.search_params.push(wire::pair("radius", &1e30));
         let answer = client.search(request).await?.into_inner();
         wire::check(answer.status.as_ref())?;
         let hits = answer.results.unwrap_or_default();
@@ -184,6 +209,15 @@ async fn verify(
             hits.scores
         );
     }
+    // What the graph finds is there, too.
+    let mut request = wire::search(COLLECTION, "vector", &[0.0; DIM], 10);
+    request.dsl.clone_from(&filter);
+    let answer = client.search(request).await?.into_inner();
+    wire::check(answer.status.as_ref())?;
+    let ids = wire::int_ids(answer.results.unwrap_or_default().ids.as_ref());
+    ensure!(ids.len() == found.len().min(10), "{} of 10 rows are found", ids.len());
+    ensure!(ids.iter().all(|key| found.contains_key(key)), "a row that is gone is found: {ids:?}");
+
     let mut request = wire::search(COLLECTION, "vector", &[0.0; DIM], PAGE);
     request.dsl = filter;
     let answer = client.search(request).await?.into_inner();
