@@ -35,6 +35,11 @@ pub struct Config {
     pub model_dirs: Vec<PathBuf>,
     /// When a write is acknowledged.
     pub durability: Durability,
+    /// Bytes of memory the node may use; 0 means what its cgroup or the machine has.
+    pub memory_limit_bytes: usize,
+    /// Bytes of the disk kept back for what frees space; 0 means 256 MiB, or a twentieth of a
+    /// smaller disk.
+    pub disk_reserve_bytes: u64,
     /// Threads that search; 0 means one per core.
     pub search_threads: usize,
     /// Threads that build indexes and segments; 0 means half of the cores.
@@ -239,6 +244,8 @@ impl Config {
                 Durability::Sync => elanus_storage::Durability::Sync,
                 Durability::Async => elanus_storage::Durability::Async,
             },
+            memory_limit_bytes: self.memory_limit_bytes,
+            disk_reserve_bytes: self.disk_reserve_bytes,
             search_threads: threads_or(self.search_threads, cores()),
             build_threads: threads_or(self.build_threads, cores().div_ceil(2)),
             ..Default::default()

@@ -1,11 +1,13 @@
 //! The `elanus` binary: reads the command line and runs one command.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod cli;
+mod heap;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    heap::give_memory_back();
     cli::run()
 }

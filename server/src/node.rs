@@ -172,6 +172,17 @@ impl Node {
         Ok(Some(ids))
     }
 
+    /// Refuses rows, before anything is done for them, while there is no room on the disk or in
+    /// memory: codes 7 and 3, both worth a retry.
+    ///
+    /// # Errors
+    /// These, and code 2 when the log takes no writes any more.
+    pub fn check_room(&self) -> Result<(), Failure> {
+        let models = self.models.loaded().iter().map(|model| model.bytes).sum();
+        self.engine.set_other_memory(models);
+        Ok(self.engine.check_room()?)
+    }
+
     /// Refuses a database that does not exist: code 800.
     pub fn require_database(&self, catalog: &CatalogView, db: &str) -> Result<(), Failure> {
         if catalog.database(db).is_some() { Ok(()) } else { Err(Failure::database_not_found(db)) }

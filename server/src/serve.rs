@@ -20,7 +20,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::config::{Auth, Config};
+use crate::config::{Auth, Config, Durability};
 use crate::grpc::Service;
 use crate::http;
 use crate::node::Node;
@@ -91,15 +91,24 @@ impl Running {
             tokio::spawn(serve_grpc(node.clone(), grpc_listener, stopped.clone())),
             tokio::spawn(serve_ops(node.clone(), ops_listener, stopped)),
         ];
-        write_endpoint(&endpoint, grpc, ops)?;
+        // Clients that were told the ports need no file, and on a full disk there is none.
+        if let Err(error) = write_endpoint(&endpoint, grpc, ops) {
+            tracing::warn!("nobody can read where this node listens: {error:#}");
+        }
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             %grpc,
             %ops,
             data_dir = %node.config.data_dir.display(),
+            memory_limit_bytes = node.engine.memory().limit,
             ms = began.elapsed().as_millis(),
             "ready"
         );
+        if node.config.durability == Durability::Async {
+            tracing::warn!(
+                "durability is \"async\": the newest acknowledged writes may be lost with power"
+            );
+        }
         if auth == Auth::Off {
             tracing::warn!(
                 "authorization is off: whoever reaches {grpc} may read and change everything"

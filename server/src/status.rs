@@ -97,6 +97,14 @@ impl Failure {
         &self.reason
     }
 
+    /// Whether the same request may succeed later: by its code, or because somebody or something
+    /// is about to make room.
+    pub fn is_retriable(&self) -> bool {
+        let short_of_room =
+            [Code::ServiceMemoryLimitExceeded, Code::ServiceDiskLimitExceeded].contains(&self.code);
+        self.code.retriable() || short_of_room
+    }
+
     /// Whether the request, and not the node, is to blame.
     pub fn is_input_error(&self) -> bool {
         matches!(
@@ -148,7 +156,7 @@ impl From<&Failure> for common::Status {
             // Some clients look at the legacy code only.
             error_code: failure.code.legacy().into(),
             reason: failure.reason.clone(),
-            retriable: failure.code.retriable(),
+            retriable: failure.is_retriable(),
             detail: failure.reason.clone(),
             ..Default::default()
         };
@@ -236,7 +244,7 @@ impl From<elanus_storage::Error> for Failure {
                 Code::ServiceDiskLimitExceeded,
                 format!("{}: {text}", Code::ServiceDiskLimitExceeded),
             ),
-            Error::MemoryLimit(_) => Self::new(Code::ServiceTooManyRequests, text),
+            Error::MemoryLimit(_) => Self::new(Code::ServiceMemoryLimitExceeded, text),
             Error::Io { .. } => Self::new(Code::IoFailed, format!("{}: {text}", Code::IoFailed)),
             Error::Closed => Self::new(Code::ServiceUnavailable, text),
             Error::Corrupt { .. } | Error::Locked { .. } | Error::Internal(_) => {
@@ -297,9 +305,11 @@ mod tests {
             (Error::AliasNotFound("x".to_owned()), 1600, "alias not found"),
             (Error::Invalid("x".to_owned()), 1100, "x: invalid parameter"),
             (Error::DiskFull("x".to_owned()), 7, "disk limit exceeded"),
+            (Error::MemoryLimit("x".to_owned()), 3, "memory limit"),
             (Error::LogPoisoned("x".to_owned()), 2, "writes are refused"),
         ] {
             let failure = Failure::from(error);
+            assert_eq!(failure.is_retriable(), [2, 3, 7].contains(&code), "{failure}");
             assert_eq!(failure.code().number(), code, "{failure}");
             assert!(failure.reason().contains(text), "{failure}");
         }

@@ -16,7 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Durability, Log, LogFormat};
 use crate::node::Node;
 
 /// Starts the log of this process, on standard error.
@@ -61,6 +61,11 @@ struct ModelName {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MemoryUser {
+    user: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SegmentKind {
     state: &'static str,
 }
@@ -84,7 +89,14 @@ pub struct Metrics {
     rows: Gauge,
     segments: Family<SegmentKind, Gauge>,
     segment_bytes: Gauge,
-    growing_bytes: Gauge,
+    memory_bytes: Family<MemoryUser, Gauge>,
+    memory_limit_bytes: Gauge,
+    disk_free_bytes: Gauge,
+    disk_reserve_bytes: Gauge,
+    refusing_rows: Gauge,
+    damaged_collections: Gauge,
+    log_files_bytes: Gauge,
+    synced_writes: Gauge,
     log_syncs: Gauge<u64, AtomicU64>,
     log_records: Gauge<u64, AtomicU64>,
     log_bytes: Gauge<u64, AtomicU64>,
@@ -115,7 +127,14 @@ impl Metrics {
         let rows = Gauge::default();
         let segments = Family::default();
         let segment_bytes = Gauge::default();
-        let growing_bytes = Gauge::default();
+        let memory_bytes = Family::default();
+        let memory_limit_bytes = Gauge::default();
+        let disk_free_bytes = Gauge::default();
+        let disk_reserve_bytes = Gauge::default();
+        let refusing_rows = Gauge::default();
+        let damaged_collections = Gauge::default();
+        let log_files_bytes = Gauge::default();
+        let synced_writes = Gauge::default();
         let log_syncs = Gauge::default();
         let log_records = Gauge::default();
         let log_bytes = Gauge::default();
@@ -143,7 +162,18 @@ impl Metrics {
         registry.register("rows", "Rows of all collections", rows.clone());
         registry.register("segments", "Segments, growing and sealed", segments.clone());
         registry.register("segment_bytes", "Bytes of all segments", segment_bytes.clone());
-        registry.register("growing_bytes", "Bytes of all growing segments", growing_bytes.clone());
+        for (name, help, gauge) in [
+            ("memory_limit_bytes", "Memory the node may use", &memory_limit_bytes),
+            ("disk_free_bytes", "Free space on the data disk", &disk_free_bytes),
+            ("disk_reserve_bytes", "Disk space kept back from rows", &disk_reserve_bytes),
+            ("refusing_rows", "1 while rows are refused for lack of room", &refusing_rows),
+            ("damaged_collections", "Collections that are quarantined", &damaged_collections),
+            ("log_files_bytes", "Bytes of the log files that are there", &log_files_bytes),
+            ("synced_writes", "1 if a write is synced before it is acknowledged", &synced_writes),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register("memory_bytes", "Memory in use, by whom", memory_bytes.clone());
         registry.register("log_syncs", "Syncs of the log since the start", log_syncs.clone());
         registry.register(
             "log_records",
@@ -192,7 +222,14 @@ impl Metrics {
             rows,
             segments,
             segment_bytes,
-            growing_bytes,
+            memory_bytes,
+            memory_limit_bytes,
+            disk_free_bytes,
+            disk_reserve_bytes,
+            refusing_rows,
+            damaged_collections,
+            log_files_bytes,
+            synced_writes,
             log_syncs,
             log_records,
             log_bytes,
@@ -266,8 +303,27 @@ impl Metrics {
         self.log_syncs.set(log.syncs);
         self.log_records.set(log.records);
         self.log_bytes.set(log.bytes);
-        self.growing_bytes.set(signed(node.engine.growing_bytes()));
-        self.writable.set(i64::from(node.engine.health().writable));
+        self.log_files_bytes.set(i64::try_from(log.len).unwrap_or(i64::MAX));
+        let memory = node.engine.memory();
+        for (user, bytes) in [
+            ("growing", memory.growing),
+            ("writes", memory.writes),
+            ("builds", memory.builds),
+            ("models", memory.other),
+        ] {
+            self.memory_bytes.get_or_create(&MemoryUser { user }).set(signed(bytes));
+        }
+        self.memory_limit_bytes.set(signed(memory.limit));
+        if let Ok(disk) = node.engine.disk_space() {
+            self.disk_free_bytes.set(i64::try_from(disk.free).unwrap_or(i64::MAX));
+            self.disk_reserve_bytes.set(i64::try_from(disk.reserve).unwrap_or(i64::MAX));
+        }
+        let health = node.engine.health();
+        self.writable.set(i64::from(health.writable));
+        self.refusing_rows.set(i64::from(health.refusing_rows.is_some()));
+        self.damaged_collections.set(signed(health.damaged.len()));
+        let synced = node.config.durability == Durability::Sync;
+        self.synced_writes.set(i64::from(synced));
     }
 }
 

@@ -30,6 +30,7 @@ pub(crate) fn checkpoint(
     core: &Arc<Core>,
     collection: &Arc<Collection>,
 ) -> Result<Vec<i64>, Error> {
+    core.space.make_room()?;
     let mut guard = collection.manifests();
     let manifests = open_manifests(collection, &mut guard)?;
     let mut sealed = Vec::new();
@@ -50,6 +51,7 @@ pub(crate) fn checkpoint(
 
 /// Removes all rows that are there now.
 pub(crate) fn truncate(core: &Arc<Core>, collection: &Collection) -> Result<(), Error> {
+    core.space.make_room()?;
     let mut guard = collection.manifests();
     let manifests = open_manifests(collection, &mut guard)?;
     loop {
@@ -76,6 +78,7 @@ pub(crate) fn remove_dropped_partitions(
     core: &Arc<Core>,
     collection: &Collection,
 ) -> Result<(), Error> {
+    core.space.make_room()?;
     let mut guard = collection.manifests();
     let manifests = open_manifests(collection, &mut guard)?;
     let info = collection.info();
@@ -213,6 +216,10 @@ impl Sealing<'_> {
             Edit { log_floor: Some(frozen.cut), schema_version: schema.version, ..Edit::default() };
         let mut sealed = Vec::new();
         for growing in &frozen.growing {
+            let bytes = usize::try_from(growing.bytes()).unwrap_or(usize::MAX);
+            // The log gives back about as much as the file takes, but only afterwards.
+            self.core.space.require(bytes)?;
+            let _scratch = self.core.budget.hold_for_build(bytes);
             let segments = std::slice::from_ref(growing);
             let Some(rows) = seal::sort(&schema, segments, outdated, self)? else {
                 continue;

@@ -27,6 +27,10 @@ use crate::segment::Body;
 use crate::upkeep::{self, Upkeep};
 use crate::view::{ReadView, Version};
 
+/// How often the rows of a write are in memory before they are in the log: as they came, and
+/// encoded.
+const WRITE_COPIES: usize = 2;
+
 /// A durable, visible write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -190,11 +194,14 @@ impl Collection {
                 return Err(Error::PartitionNotFound(partition.to_string()));
             }
         }
-        self.core.check_memory()?;
         let rows = parts.iter().map(|(_, batch)| batch.num_rows()).sum();
+        let bytes = parts.iter().map(|(_, batch)| batch.get_array_memory_size()).sum();
+        let _memory = self.core.admit_write(WRITE_COPIES * bytes)?;
         let version = self.version.load_full();
         let schema = Arc::clone(&info.schema);
+        let core = Arc::clone(&self.core);
         let prepare = self.core.pools.write(move || {
+            core.admit_rows(bytes)?;
             version.check_keys()?;
             let parts = prepare(&schema, parts)?;
             let change = match replaced {

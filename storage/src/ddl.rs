@@ -280,6 +280,7 @@ fn create_collection(
     db: &str,
     new: NewCollection,
 ) -> Result<Arc<CollectionInfo>, Error> {
+    core.admit_rows(0)?;
     let (info, manifests) = core.commit_catalog(|catalog, ts| {
         let info = catalog.create_collection(db, new, ts)?;
         // An attempt that failed may have left a directory of that id.

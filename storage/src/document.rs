@@ -63,14 +63,28 @@ impl Document {
         prefix: &str,
     ) -> Result<(Self, Option<T>), Error> {
         let mut document = Self::new(blobs, prefix);
-        let versions = document.versions()?;
-        let Some(&newest) = versions.last() else { return Ok((document, None)) };
-        document.version = newest;
+        let Some((version, content)) = Self::peek(blobs, prefix)? else {
+            return Ok((document, None));
+        };
+        document.version = version;
+        document.prune();
+        Ok((document, Some(content)))
+    }
+
+    /// The newest version with its number, or `None` where there is none. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Document::open`].
+    pub(crate) fn peek<T: DeserializeOwned>(
+        blobs: &Blobs,
+        prefix: &str,
+    ) -> Result<Option<(u64, T)>, Error> {
+        let document = Self::new(blobs, prefix);
+        let Some(&newest) = document.versions()?.last() else { return Ok(None) };
         let key = document.key(newest);
         let content = decode(&blobs.read(&key)?, newest)
             .map_err(|detail| Error::corrupt(&blobs.path(&key), detail))?;
-        document.prune();
-        Ok((document, Some(content)))
+        Ok(Some((newest, content)))
     }
 
     /// Of the newest version; 0 before the first.
@@ -136,7 +150,7 @@ fn encode<T: Serialize>(content: &T, version: u64) -> Result<Vec<u8>, Error> {
 }
 
 /// Reads a version back. The error says what was expected and what was found.
-fn decode<T: DeserializeOwned>(bytes: &[u8], version: u64) -> Result<T, String> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], version: u64) -> Result<T, String> {
     let tail = CHECKSUM.len() + 8 + 3;
     let (body, end) =
         bytes.split_at_checked(bytes.len().saturating_sub(tail)).ok_or("the file is empty")?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use crate::Error;
 use crate::apply::Control;
 use crate::blobs::Blobs;
+use crate::budget::{Budget, Held, MemoryUse};
 use crate::catalog::CatalogView;
 use crate::catalog::store::CatalogStore;
 use crate::checkpoint;
@@ -21,6 +22,7 @@ use crate::jobs::Jobs;
 use crate::log::writer::CommitLog;
 use crate::pools::Pools;
 use crate::recover::{self, DirLock};
+use crate::space::{DiskSpace, Space};
 use crate::upkeep;
 
 /// A background checkpoint that failed is not tried again for so long.
@@ -58,9 +60,12 @@ pub struct Options {
     pub seal_rows: usize,
     /// A collection with this many unsealed bytes is checkpointed in the background.
     pub seal_bytes: usize,
-    /// Writes are refused with [`Error::MemoryLimit`] while all collections together hold more
-    /// unsealed bytes than this.
-    pub growing_limit_bytes: usize,
+    /// Memory that the node may use; 0: what the cgroup or the machine has. Collections are
+    /// sealed, and then writes refused with [`Error::MemoryLimit`], before it is used up.
+    pub memory_limit_bytes: usize,
+    /// Disk space kept back for what frees space: rows are refused with [`Error::DiskFull`] when
+    /// there is no more than this. 0 chooses by the size of the disk.
+    pub disk_reserve_bytes: u64,
     /// The collection that holds back the log most is checkpointed when the log is larger.
     pub log_limit_bytes: u64,
     /// Segments are merged up to so many bytes.
@@ -84,7 +89,8 @@ impl Default for Options {
             build_threads: 0,
             seal_rows: 200_000,
             seal_bytes: 256 << 20,
-            growing_limit_bytes: 2 << 30,
+            memory_limit_bytes: 0,
+            disk_reserve_bytes: 0,
             log_limit_bytes: 1 << 30,
             segment_bytes: SEGMENT_BYTES,
             graph_rows: GRAPH_ROWS,
@@ -98,10 +104,13 @@ impl Default for Options {
 /// Whether the node can do its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Whether writes are accepted.
+    /// Whether the log takes writes; once it does not, only a restart helps.
     pub writable: bool,
     /// Why not.
     pub reason: Option<String>,
+    /// Why rows are refused for now: no room on the disk or in memory. Passes by itself when there
+    /// is room; reads and deletes go on.
+    pub refusing_rows: Option<String>,
     /// Ids of quarantined collections, each with its damage.
     pub damaged: Vec<(i64, String)>,
 }
@@ -115,6 +124,8 @@ pub struct LogCounters {
     pub records: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// Length of the log files that are there.
+    pub len: u64,
 }
 
 /// What all parts of an open engine share.
@@ -124,14 +135,14 @@ pub(crate) struct Core {
     pub(crate) clock: Arc<HybridClock>,
     pub(crate) pools: Pools,
     pub(crate) jobs: Jobs,
+    pub(crate) space: Space,
+    pub(crate) budget: Arc<Budget>,
     /// Set once, when recovery is done.
     log: OnceLock<CommitLog<Control>>,
     catalog: ArcSwap<CatalogView>,
     store: Mutex<CatalogStore>,
     collections: ArcSwap<HashMap<i64, Arc<Collection>>>,
     next_segment: AtomicI64,
-    /// Unsealed bytes of all collections.
-    pub(crate) growing_bytes: AtomicUsize,
     pub(crate) compactions: Compactions,
 }
 
@@ -144,6 +155,7 @@ impl fmt::Debug for Core {
 impl Core {
     pub(crate) fn new(
         options: Options,
+        space: Space,
         blobs: Blobs,
         clock: Arc<HybridClock>,
         store: CatalogStore,
@@ -151,18 +163,20 @@ impl Core {
     ) -> Result<Self, Error> {
         let pools = Pools::new(options.search_threads, options.build_threads)?;
         let next_segment = AtomicI64::new(catalog.segment_floor());
+        let budget = Budget::new(options.memory_limit_bytes);
         Ok(Self {
             options,
             blobs,
             clock,
             pools,
             jobs: Jobs::start()?,
+            space,
+            budget,
             log: OnceLock::new(),
             catalog: ArcSwap::from_pointee(catalog),
             store: Mutex::new(store),
             collections: ArcSwap::default(),
             next_segment,
-            growing_bytes: AtomicUsize::new(0),
             compactions: Compactions::default(),
         })
     }
@@ -191,6 +205,7 @@ impl Core {
         &self,
         edit: impl FnOnce(&mut CatalogView, Ts) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.space.make_room()?;
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.catalog();
         let mut next = current.as_ref().clone();
@@ -236,16 +251,45 @@ impl Core {
         self.clock.now().minus_millis(self.options.retention_ms)
     }
 
-    /// Whether a write may add to what is unsealed.
-    pub(crate) fn check_memory(&self) -> Result<(), Error> {
-        let (growing, limit) =
-            (self.growing_bytes.load(Ordering::Relaxed), self.options.growing_limit_bytes);
-        if growing < limit {
-            return Ok(());
+    /// Lets a write of so many bytes in, as far as memory goes; it counts until the guard is
+    /// dropped. Where memory gets short, sealing begins.
+    pub(crate) fn admit_write(self: &Arc<Self>, bytes: usize) -> Result<Held, Error> {
+        let (admitted, seal) = self.budget.admit_write(bytes);
+        if seal && self.budget.may_relieve() {
+            let core = Arc::clone(self);
+            let begun = self.jobs.in_background(move || {
+                core.seal_largest();
+                core.budget.relieved();
+            });
+            if !begun {
+                self.budget.relieved();
+            }
         }
-        Err(Error::MemoryLimit(format!(
-            "{growing} bytes are not sealed yet, the limit is {limit}; try again later"
-        )))
+        admitted
+    }
+
+    /// Lets rows of so many bytes in, as far as the disk goes. Where it does not, whatever holds
+    /// the log back is sealed, so that the log can be given back.
+    pub(crate) fn admit_rows(&self, bytes: usize) -> Result<(), Error> {
+        self.space.admit(bytes).inspect_err(|_| {
+            // An engine that is closing needs no room.
+            let _ = self.log().and_then(|log| log.control(Control::RelieveLog));
+        })
+    }
+
+    /// Seals the collection that has the most rows in memory.
+    fn seal_largest(self: &Arc<Self>) {
+        let now = self.clock.now();
+        let largest = (self.collections().values())
+            .filter(|c| c.damage().is_none() && !c.failed_recently(now, RETRY_PAUSE_MS))
+            .map(|c| (c.version().growing_bytes(), c.id()))
+            .max();
+        if let Some((bytes, id)) = largest
+            && bytes > 0
+            && let Some(collection) = self.collection(id)
+        {
+            self.checkpoint_and_note(&collection);
+        }
     }
 
     /// Runs work that nobody waits for.
@@ -259,16 +303,19 @@ impl Core {
             return false;
         }
         let (core, collection) = (Arc::clone(self), Arc::clone(collection));
-        self.jobs.in_background(move || {
-            let failed_at = match checkpoint::checkpoint(&core, &collection) {
-                Ok(_) | Err(Error::Closed | Error::CollectionNotFound { .. }) => 0,
-                Err(error) => {
-                    tracing::warn!(%error, collection = collection.id(), "a checkpoint failed");
-                    core.clock.now().millis()
-                }
-            };
-            collection.failed_at().store(failed_at, Ordering::Relaxed);
-        })
+        self.jobs.in_background(move || core.checkpoint_and_note(&collection))
+    }
+
+    /// A checkpoint that nobody waits for; remembers whether it failed.
+    fn checkpoint_and_note(self: &Arc<Self>, collection: &Arc<Collection>) {
+        let failed_at = match checkpoint::checkpoint(self, collection) {
+            Ok(_) | Err(Error::Closed | Error::CollectionNotFound { .. }) => 0,
+            Err(error) => {
+                tracing::warn!(%error, collection = collection.id(), "a checkpoint failed");
+                self.clock.now().millis()
+            }
+        };
+        collection.failed_at().store(failed_at, Ordering::Relaxed);
     }
 }
 
@@ -357,7 +404,38 @@ impl Engine {
             .filter_map(|c| c.damage().map(|damage| (c.id(), damage.to_string())))
             .collect();
         damaged.sort_unstable();
-        Health { writable: reason.is_none(), reason, damaged }
+        let disk = core.space.now().map_or_else(|error| Some(error.to_string()), |d| d.refusal());
+        let refusing_rows = disk.or_else(|| core.budget.now().refusal());
+        Health { writable: reason.is_none(), reason, refusing_rows, damaged }
+    }
+
+    /// Whether rows would be let in now, for callers who have work to do before they write.
+    ///
+    /// # Errors
+    /// [`Error::LogPoisoned`], [`Error::DiskFull`], [`Error::MemoryLimit`].
+    pub fn check_room(&self) -> Result<(), Error> {
+        let core = self.core();
+        core.log()?.check()?;
+        core.admit_rows(0)?;
+        core.admit_write(0).map(drop)
+    }
+
+    /// The room on the data disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the system does not tell.
+    pub fn disk_space(&self) -> Result<DiskSpace, Error> {
+        self.inner.core.space.now()
+    }
+
+    /// Who uses memory now.
+    pub fn memory(&self) -> MemoryUse {
+        self.inner.core.budget.now()
+    }
+
+    /// Tells how much memory the process uses for what the engine cannot know, such as models.
+    pub fn set_other_memory(&self, bytes: usize) {
+        self.inner.core.budget.set_other(bytes);
     }
 
     /// How the engine was opened.
@@ -369,13 +447,8 @@ impl Engine {
     pub fn log_counters(&self) -> LogCounters {
         match self.inner.core.log() {
             Ok(log) => log.counters(),
-            Err(_) => LogCounters { syncs: 0, records: 0, bytes: 0 },
+            Err(_) => LogCounters { syncs: 0, records: 0, bytes: 0, len: 0 },
         }
-    }
-
-    /// Unsealed bytes of all collections.
-    pub fn growing_bytes(&self) -> usize {
-        self.inner.core.growing_bytes.load(Ordering::Relaxed)
     }
 
     /// Where CPU work runs.

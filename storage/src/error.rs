@@ -89,7 +89,7 @@ pub enum Error {
         pid: String,
     },
     /// Too much unsealed data in memory; worth a retry.
-    #[error("memory limit reached: {0}")]
+    #[error("memory limit exceeded: {0}")]
     MemoryLimit(String),
     /// The operating system refused.
     #[error("{}: {source}", path.display())]

@@ -9,6 +9,7 @@
 
 mod apply;
 mod blobs;
+mod budget;
 pub mod catalog;
 mod checkpoint;
 pub mod clock;
@@ -23,15 +24,18 @@ mod jobs;
 mod keys;
 mod log;
 mod manifest;
+pub mod offline;
 mod pools;
 mod query;
 mod recover;
 pub mod schema;
 mod search;
 mod segment;
+mod space;
 mod upkeep;
 mod view;
 
+pub use budget::MemoryUse;
 pub use catalog::{
     CatalogView, CollectionChange, CollectionInfo, DatabaseInfo, GraphDef, IndexDef, NewCollection,
     NewIndex, PartitionInfo,
@@ -45,4 +49,5 @@ pub use keys::{Key, KeyRef, Keys};
 pub use pools::Pools;
 pub use schema::Schema;
 pub use search::{AnnQuery, Found, Scope, Selection};
+pub use space::DiskSpace;
 pub use view::{ReadView, RowAddr};

@@ -248,18 +248,31 @@ impl Manifests {
     /// # Errors
     /// [`Error::Corrupt`] if it is missing, damaged, or another collection's.
     pub(crate) fn open(blobs: &Blobs, collection: i64) -> Result<Self, Error> {
-        let prefix = prefix(collection);
-        let (document, found) = Document::open::<Manifest>(blobs, &prefix)?;
-        let path = blobs.path(&prefix);
-        let current = found.ok_or_else(|| Error::corrupt(&path, "the manifest is missing"))?;
-        if current.collection != collection {
+        let (document, found) = Document::open::<Manifest>(blobs, &prefix(collection))?;
+        let current = Self::expect(blobs, collection, found)?;
+        Ok(Self { blobs: blobs.clone(), document, current })
+    }
+
+    /// The newest manifest. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Manifests::open`].
+    pub(crate) fn peek(blobs: &Blobs, collection: i64) -> Result<Manifest, Error> {
+        let found = Document::peek(blobs, &prefix(collection))?;
+        Self::expect(blobs, collection, found.map(|(_, manifest)| manifest))
+    }
+
+    fn expect(blobs: &Blobs, collection: i64, found: Option<Manifest>) -> Result<Manifest, Error> {
+        let path = blobs.path(&prefix(collection));
+        let found = found.ok_or_else(|| Error::corrupt(&path, "the manifest is missing"))?;
+        if found.collection != collection {
             let detail = format!(
                 "the manifest belongs to collection {}, the directory to {collection}",
-                current.collection
+                found.collection
             );
             return Err(Error::corrupt(&path, detail));
         }
-        Ok(Self { blobs: blobs.clone(), document, current })
+        Ok(found)
     }
 
     /// The newest manifest.

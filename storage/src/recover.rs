@@ -31,11 +31,12 @@ use crate::segment::Segment;
 use crate::segment::delete::DeleteMask;
 use crate::segment::sealed::SealedSegment;
 use crate::segment::section_file::SectionFile;
+use crate::space::Space;
 use crate::upkeep::{self, repair};
 
 const LOCK_FILE: &str = "LOCK";
-const DATA_DIR: &str = "data";
-const LOG_DIR: &str = "log";
+pub(crate) const DATA_DIR: &str = "data";
+pub(crate) const LOG_DIR: &str = "log";
 
 /// Small batches are merged whenever so many records were replayed.
 const MERGE_EVERY: u64 = 512;
@@ -61,16 +62,35 @@ impl DirLock {
     ///
     /// # Errors
     /// [`Error::Locked`] with the holder's process id.
-    fn take(dir: &Path) -> Result<Self, Error> {
+    pub(crate) fn take(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(LOCK_FILE);
-        let failed = |error| Error::io(&path, error);
-        let mut file = fs::OpenOptions::new()
+        let file = fs::OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(&path)
-            .map_err(failed)?;
+            .map_err(|error| Error::io(&path, error))?;
+        Self::lock(dir, file)
+    }
+
+    /// Takes the lock without writing anything; `None` where there is none to take, because no
+    /// process ever opened the directory.
+    ///
+    /// # Errors
+    /// As [`DirLock::take`].
+    pub(crate) fn take_if_there(dir: &Path) -> Result<Option<Self>, Error> {
+        let path = dir.join(LOCK_FILE);
+        match fs::File::open(&path) {
+            Ok(file) => Self::lock(dir, file).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(&path, error)),
+        }
+    }
+
+    fn lock(dir: &Path, mut file: fs::File) -> Result<Self, Error> {
+        let path = dir.join(LOCK_FILE);
+        let failed = |error| Error::io(&path, error);
         if let Err(error) = flock(file.file(), FlockOperation::NonBlockingLockExclusive) {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(failed(error.into()));
@@ -82,10 +102,20 @@ impl DirLock {
             let pid = if pid.is_empty() { "unknown" } else { pid }.to_owned();
             return Err(Error::Locked { path: dir.to_owned(), pid });
         }
-        file.set_len(0).map_err(failed)?;
-        file.rewind().map_err(failed)?;
-        writeln!(file, "{}", std::process::id()).map_err(failed)?;
         Ok(Self { file })
+    }
+
+    /// Writes down who holds the lock. Who asks for it on a disk too full for that is told
+    /// `unknown`.
+    fn tell_holder(&self) {
+        let mut file = &self.file;
+        let told = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        if let Err(error) = told {
+            tracing::warn!(%error, "the lock does not name its holder");
+        }
     }
 }
 
@@ -93,6 +123,9 @@ impl DirLock {
 pub(crate) fn open(options: Options) -> Result<(Arc<Core>, DirLock), Error> {
     blobs::create_dir(&options.dir)?;
     let lock = DirLock::take(&options.dir)?;
+    // Before anything is written: a node must start on a full disk.
+    let space = Space::open(&options.dir, options.disk_reserve_bytes)?;
+    lock.tell_holder();
     let blobs = Blobs::open(&options.dir)?;
     let log = LocalLog::open(&blobs.path(LOG_DIR))?;
     let clock = Arc::new(HybridClock::new(options.wall.clone()));
@@ -106,7 +139,7 @@ pub(crate) fn open(options: Options) -> Result<(Arc<Core>, DirLock), Error> {
     };
     clock.observe(catalog.ts());
     let log_start = catalog.log_start();
-    let core = Arc::new(Core::new(options, blobs, clock, store, catalog)?);
+    let core = Arc::new(Core::new(options, space, blobs, clock, store, catalog)?);
     let opened = recover(&core, log, log_start);
     if opened.is_err() {
         core.jobs.stop();
@@ -237,7 +270,7 @@ fn open_segments(
         .collect()
 }
 
-fn open_deletes(dir: &Path, entry: &SegmentEntry) -> Result<DeleteMask, Error> {
+pub(crate) fn open_deletes(dir: &Path, entry: &SegmentEntry) -> Result<DeleteMask, Error> {
     let Some(deletes) = &entry.deletes else { return Ok(DeleteMask::default()) };
     let path = dir.join(&deletes.file);
     let file = SectionFile::open(&path, deletes)?;

@@ -385,6 +385,10 @@ fn build(
     let dir = collection_dir(collection.id());
     let file = format!("{}-{}-{version}.idx", task.segment, task.field);
     let column = sealed.column(field)?;
+    let bytes = index::build_bytes(task.kind, &column);
+    // An index frees nothing: on a disk that is nearly full the rows are scanned instead.
+    core.space.admit(bytes)?;
+    let _scratch = core.budget.hold_for_build(bytes);
     let began = core.clock.now();
     let Building { progress, cancel, .. } = &building;
     let place = (dir.as_str(), file.as_str());

@@ -24,6 +24,13 @@ pub(crate) struct Version {
     pub(crate) damage: Option<Arc<Error>>,
 }
 
+impl Version {
+    /// Bytes of the rows that are in memory.
+    pub(crate) fn growing_bytes(&self) -> u64 {
+        self.segments.iter().filter(|segment| segment.is_growing()).map(|s| s.bytes()).sum()
+    }
+}
+
 /// Position of a row in one view; meaningless in any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowAddr {

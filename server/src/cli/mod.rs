@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod models;
+mod offline;
 mod serve;
 
 use std::process::ExitCode;
@@ -28,29 +29,34 @@ enum Command {
     /// Look after installed models.
     #[command(subcommand)]
     Model(models::Model),
+    Verify(offline::VerifyArgs),
+    Repair(offline::RepairArgs),
+    Inspect(offline::InspectArgs),
     /// Print the version.
     Version,
 }
 
-/// Runs the command that the process was started with. Errors go to standard error, exit code 1.
+/// Runs the command that the process was started with. Errors go to standard error, with exit
+/// code 2 where a code of 1 is an answer.
 pub(crate) fn run() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Command::Serve(args) => serve::run(*args),
-        Command::Embed(args) => models::embed(args),
-        Command::Rerank(args) => models::rerank(args),
-        Command::Tokenize(args) => models::tokenize(args),
-        Command::Model(command) => models::model(command),
-        Command::Version => print_version(),
+    let done = |()| ExitCode::SUCCESS;
+    let (outcome, failed) = match Cli::parse().command {
+        Command::Serve(args) => (serve::run(*args).map(done), 1),
+        Command::Verify(args) => (offline::verify(&args), 2),
+        Command::Repair(args) => (offline::repair(&args), 2),
+        Command::Inspect(args) => (offline::inspect(&args), 2),
+        Command::Embed(args) => (models::embed(args).map(done), 1),
+        Command::Rerank(args) => (models::rerank(args).map(done), 1),
+        Command::Tokenize(args) => (models::tokenize(args).map(done), 1),
+        Command::Model(command) => (models::model(command).map(done), 1),
+        Command::Version => (print_version().map(done), 1),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            use std::io::Write;
-            // Nothing is left to tell if standard error is gone.
-            let _ = writeln!(std::io::stderr(), "elanus: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome.unwrap_or_else(|error| {
+        use std::io::Write;
+        // Nothing is left to tell if standard error is gone.
+        let _ = writeln!(std::io::stderr(), "elanus: {error:#}");
+        failed.into()
+    })
 }
 
 /// The environment of the process; names and values that are not UTF-8 cannot be a setting's.

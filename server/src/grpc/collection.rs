@@ -9,12 +9,19 @@ use elanus_storage::schema::Schema;
 use elanus_storage::{CatalogView, CollectionInfo, NewCollection, Stats, Ts};
 
 use super::alter::check_property;
+use crate::config::Durability;
 use crate::convert::{function, key_value, key_values, names, pairs, schema};
 use crate::node::{Context, Node, has_partition_key};
 use crate::status::{Failure, success};
 
 /// Partitions of a collection with a partition key, when the request does not say.
 const DEFAULT_KEY_PARTITIONS: i64 = 16;
+
+/// The property that tells that writes are acknowledged before they are synced.
+const DURABILITY: &str = "elanus.durability";
+
+/// The property that tells why a collection is quarantined.
+const DAMAGE: &str = "elanus.damage";
 
 impl Node {
     pub(super) async fn create_collection(
@@ -168,7 +175,7 @@ impl Node {
     ) -> Result<DescribeCollectionResponse, Failure> {
         let catalog = self.catalog();
         let info = find(self, &catalog, ctx, &request.collection_name, request.collection_id)?;
-        Ok(described(&catalog, info))
+        Ok(self.described(&catalog, info))
     }
 
     pub(super) async fn batch_describe_collection(
@@ -183,7 +190,7 @@ impl Node {
             .chain(ids)
             .map(|(name, id)| match find(self, &catalog, ctx, name, id) {
                 Ok(info) => {
-                    let mut response = described(&catalog, info);
+                    let mut response = self.described(&catalog, info);
                     response.status = Some(success());
                     response
                 }
@@ -343,35 +350,56 @@ fn find<'a>(
     })
 }
 
-fn described(catalog: &CatalogView, info: &CollectionInfo) -> DescribeCollectionResponse {
-    // Clients want a channel for each shard; the names mean nothing here.
-    let channels: Vec<String> =
-        (0..info.shards).map(|shard| format!("elanus-{shard}_{}v{shard}", info.id)).collect();
-    let num_partitions = if has_partition_key(info) {
-        info.num_partitions
-    } else {
-        i64::try_from(info.partitions.len()).unwrap_or(i64::MAX)
-    };
-    DescribeCollectionResponse {
-        status: None,
-        schema: Some(schema::encode(&info.name, &info.db, &info.schema)),
-        collection_id: info.id,
-        physical_channel_names: (0..info.shards).map(|shard| format!("elanus-{shard}")).collect(),
-        virtual_channel_names: channels,
-        created_timestamp: info.created.0,
-        created_utc_timestamp: utc_ms(info.created),
-        shards_num: info.shards,
-        aliases: catalog.aliases_of(info.id).map(str::to_owned).collect(),
-        start_positions: Vec::new(),
-        consistency_level: info.consistency,
-        collection_name: info.name.clone(),
-        properties: key_values(&info.properties),
-        db_name: info.db.clone(),
-        num_partitions,
-        db_id: catalog.database(&info.db).map_or(0, |database| database.id),
-        request_time: 0,
-        update_timestamp: info.updated.0,
-        update_timestamp_str: info.updated.0.to_string(),
+impl Node {
+    fn described(
+        &self,
+        catalog: &CatalogView,
+        info: &CollectionInfo,
+    ) -> DescribeCollectionResponse {
+        // Clients want a channel for each shard; the names mean nothing here.
+        let channels: Vec<String> =
+            (0..info.shards).map(|shard| format!("elanus-{shard}_{}v{shard}", info.id)).collect();
+        let num_partitions = if has_partition_key(info) {
+            info.num_partitions
+        } else {
+            i64::try_from(info.partitions.len()).unwrap_or(i64::MAX)
+        };
+        DescribeCollectionResponse {
+            status: None,
+            schema: Some(schema::encode(&info.name, &info.db, &info.schema)),
+            collection_id: info.id,
+            physical_channel_names: (0..info.shards)
+                .map(|shard| format!("elanus-{shard}"))
+                .collect(),
+            virtual_channel_names: channels,
+            created_timestamp: info.created.0,
+            created_utc_timestamp: utc_ms(info.created),
+            shards_num: info.shards,
+            aliases: catalog.aliases_of(info.id).map(str::to_owned).collect(),
+            start_positions: Vec::new(),
+            consistency_level: info.consistency,
+            collection_name: info.name.clone(),
+            properties: key_values(&self.properties(info)),
+            db_name: info.db.clone(),
+            num_partitions,
+            db_id: catalog.database(&info.db).map_or(0, |database| database.id),
+            request_time: 0,
+            update_timestamp: info.updated.0,
+            update_timestamp_str: info.updated.0.to_string(),
+        }
+    }
+
+    /// A collection's properties, and what a client should know of the state of its rows.
+    fn properties(&self, info: &CollectionInfo) -> Vec<(String, String)> {
+        let mut properties = info.properties.clone();
+        let mut tell = |key: &str, value: String| properties.push((key.to_owned(), value));
+        if self.config.durability == Durability::Async {
+            tell(DURABILITY, "async".to_owned());
+        }
+        if let Some(damage) = self.engine.collection(info.id).and_then(|open| open.damage()) {
+            tell(DAMAGE, damage.to_string());
+        }
+        properties
     }
 }
 

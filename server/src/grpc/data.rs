@@ -47,6 +47,7 @@ impl Node {
         request: InsertRequest,
     ) -> Result<MutationResult, Failure> {
         let (info, collection) = self.collection(ctx, &request.collection_name)?;
+        self.check_room()?;
         check_schema_timestamp(&info, request.schema_timestamp)?;
         let target = Target::of(&info, &request.partition_name)?;
         let auto_key = info.property(ALLOW_INSERT_AUTO_ID).and_then(parse_bool).unwrap_or(false);
@@ -70,6 +71,7 @@ impl Node {
         request: UpsertRequest,
     ) -> Result<MutationResult, Failure> {
         let (info, collection) = self.collection(ctx, &request.collection_name)?;
+        self.check_room()?;
         check_schema_timestamp(&info, request.schema_timestamp)?;
         let target = Target::of(&info, &request.partition_name)?;
         let partial = request.partial_update;

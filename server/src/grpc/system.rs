@@ -56,11 +56,13 @@ impl Node {
     ) -> Result<CheckHealthResponse, Failure> {
         let health = self.engine.health();
         let damaged = health.damaged.iter().map(|(id, why)| format!("collection {id}: {why}"));
+        let refusing = !health.writable || health.refusing_rows.is_some();
+        let reasons = health.reason.iter().chain(&health.refusing_rows).cloned();
         Ok(CheckHealthResponse {
             status: None,
-            is_healthy: health.writable && health.damaged.is_empty(),
-            reasons: health.reason.iter().cloned().chain(damaged).collect(),
-            quota_states: Vec::new(),
+            is_healthy: !refusing && health.damaged.is_empty(),
+            reasons: reasons.chain(damaged).collect(),
+            quota_states: refusing.then_some(QuotaState::DenyToWrite.into()).into_iter().collect(),
         })
     }
 

@@ -15,8 +15,10 @@ use crate::node::Node;
 
 /// The routes of the ops port.
 ///
-/// `/livez`: the process answers. `/healthz`, `/readyz`: it also accepts writes; 503 with the
-/// reason when not. A damaged collection is listed and leaves the others in service. `/metrics`: counters in the OpenMetrics text form.
+/// `/livez`: the process answers. `/healthz`, `/readyz`: it can do its work; 503 with the reason
+/// once the log takes no writes. What leaves the rest in service is told and no failure: damaged
+/// collections, and rows that are refused until there is room. `/metrics`: counters in the
+/// OpenMetrics text form.
 pub fn router(node: Arc<Node>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "OK" }))
@@ -28,7 +30,7 @@ pub fn router(node: Arc<Node>) -> Router {
 
 async fn health(State(node): State<Arc<Node>>) -> impl IntoResponse {
     let health = node.engine.health();
-    let reason = health.reason.unwrap_or_default();
+    let reason = health.reason.or(health.refusing_rows).unwrap_or_default();
     let (code, state) = if health.writable {
         (StatusCode::OK, "OK")
     } else {

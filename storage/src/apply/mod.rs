@@ -10,7 +10,6 @@ mod state;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crossbeam::channel::Sender;
 
@@ -47,6 +46,8 @@ pub(crate) enum Control {
     LogStart { reply: Sender<Option<Lsn>> },
     /// Remove log files below.
     Trim(Lsn),
+    /// Seal what holds the log back most.
+    RelieveLog,
 }
 
 /// A collection as of a cut.
@@ -94,11 +95,19 @@ pub(crate) struct Applier {
     states: HashMap<i64, State>,
     touched: BTreeSet<i64>,
     growing_bytes: usize,
+    /// The length of the log when it was told last that damage holds it back.
+    told_log_bytes: u64,
 }
 
 impl Applier {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { core, states: HashMap::new(), touched: BTreeSet::new(), growing_bytes: 0 }
+        Self {
+            core,
+            states: HashMap::new(),
+            touched: BTreeSet::new(),
+            growing_bytes: 0,
+            told_log_bytes: 0,
+        }
     }
 
     /// Takes in a collection. `segments` come with the number of deletes on disk; records below
@@ -162,15 +171,29 @@ impl Applier {
         let unsealed = state.unsealed_bytes();
         self.growing_bytes += unsealed;
         self.growing_bytes -= std::mem::replace(&mut state.growing_bytes, unsealed);
-        self.core.growing_bytes.store(self.growing_bytes, Ordering::Relaxed);
+        self.core.budget.set_growing(self.growing_bytes);
         let (rows, bytes) = state.active();
         if rows >= limits.seal_rows || bytes >= limits.seal_bytes {
             state.ask_for_checkpoint(&self.core);
         }
     }
 
-    /// Asks for a checkpoint of the collection that holds back the log most.
-    fn relieve_log(&mut self) {
+    /// Asks for a checkpoint of the collection that holds back the log most. What a damaged
+    /// collection holds back stays until somebody drops or repairs it, so that is told, again
+    /// whenever the log has doubled.
+    fn relieve_log(&mut self, log: &LogSize) {
+        let damaged = self.states.iter().find(|(_, state)| state.damage.is_some());
+        if let Some((collection, _)) = damaged
+            && log.bytes / 2 >= self.told_log_bytes
+        {
+            self.told_log_bytes = log.bytes;
+            tracing::error!(
+                collection,
+                log_bytes = log.bytes,
+                "the log cannot be given back while the collection is damaged: drop it, or stop \
+                 the node and run `elanus repair`"
+            );
+        }
         let oldest = (self.states.values())
             .filter(|state| state.damage.is_none())
             .filter_map(|state| Some((state.first_needed()?, state.collection.id())))
@@ -188,7 +211,12 @@ impl Apply for Applier {
 
     fn admit(&self, record: &Record) -> Result<(), Error> {
         let state = self.states.get(&record.collection);
-        state.ok_or_else(|| not_found(record.collection))?.admit(&record.change)
+        state.ok_or_else(|| not_found(record.collection))?.admit(&record.change)?;
+        match record.change {
+            Change::Insert(_) | Change::Replace { .. } => Ok(()),
+            // Deletes are what makes room; they go on when rows are refused.
+            Change::Delete { .. } => self.core.space.make_room(),
+        }
     }
 
     fn apply(&mut self, lsn: Lsn, ts: Ts, record: Record) -> Result<usize, Error> {
@@ -221,7 +249,7 @@ impl Apply for Applier {
         }
         self.touched.clear();
         if log.bytes > self.core.options.log_limit_bytes {
-            self.relieve_log();
+            self.relieve_log(log);
         }
     }
 
@@ -235,6 +263,7 @@ impl Apply for Applier {
             Control::Close(id) => {
                 if let Some(state) = self.states.remove(&id) {
                     self.growing_bytes -= state.growing_bytes;
+                    self.core.budget.set_growing(self.growing_bytes);
                     // Unmapping and unlinking takes a while, which no writer should wait for.
                     self.core.in_background(move || drop(state));
                 }
@@ -276,8 +305,15 @@ impl Apply for Applier {
             }
             Control::LogStart { reply } => {
                 let start = self.log_start(log.next_lsn());
+                // Nothing that is in the active file is needed: after a drop it may be large.
+                if start == Some(log.next_lsn())
+                    && let Err(error) = log.rotate()
+                {
+                    tracing::warn!(%error, "the log file in use stays until the next checkpoint");
+                }
                 let _ = reply.send(start.and_then(|start| log.start_above(start)));
             }
+            Control::RelieveLog => self.relieve_log(&log.size()),
             Control::Trim(floor) => {
                 if let Err(error) = log.remove_below(floor) {
                     tracing::warn!(%error, "finished log files stay until the next checkpoint");

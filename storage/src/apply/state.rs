@@ -23,6 +23,10 @@ use crate::segment::growing::{Growing, GrowingBuilder};
 use crate::segment::{Body, Segment};
 use crate::view::Version;
 
+/// Memory that a growing row takes beside its columns, in bytes: its timestamp, and its key's
+/// place in a hash table that is between seven sixteenths and seven eighths full.
+const ROW_OVERHEAD: usize = 64;
+
 /// Where a growing row is.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -334,9 +338,12 @@ impl State {
         id
     }
 
-    /// Bytes that are not sealed.
+    /// Memory that rows take which are not sealed.
     pub(super) fn unsealed_bytes(&self) -> usize {
-        self.slots.values().filter_map(|slot| Some(slot.builder.as_ref()?.bytes())).sum()
+        (self.slots.values())
+            .filter_map(|slot| slot.builder.as_ref())
+            .map(|builder| builder.bytes() + builder.rows() * ROW_OVERHEAD)
+            .sum()
     }
 
     /// Rows and bytes since the last cut, which the next checkpoint would seal.

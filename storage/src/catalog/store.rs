@@ -52,6 +52,15 @@ impl CatalogStore {
         Ok((Self { document }, view))
     }
 
+    /// The newest version, or `None` where there is none. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it is damaged.
+    pub(crate) fn peek(blobs: &Blobs) -> Result<Option<CatalogView>, Error> {
+        let found = Document::peek::<Content>(blobs, PREFIX)?;
+        Ok(found.map(|(version, content)| CatalogView::from_content(content, version)))
+    }
+
     /// Commits the next version; durable on return.
     pub(crate) fn commit(&mut self, mut view: CatalogView) -> Result<CatalogView, Error> {
         view.version = self.document.commit(&view.to_content())?;

@@ -49,7 +49,12 @@ impl LocalLog {
     /// Opens or creates the directory.
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         blobs::create_dir(dir)?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self::at(dir))
+    }
+
+    /// A directory that may be missing, to be read only.
+    pub(crate) fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
     }
 }
 
@@ -126,43 +131,50 @@ pub(crate) struct Files {
     dir: Box<dyn LogDir>,
     /// First lsn and length, in order.
     finished: VecDeque<(Lsn, u64)>,
-    active: Box<dyn LogFile>,
+    /// `None` while there was no room for one: the next append tries again.
+    active: Option<Box<dyn LogFile>>,
+    /// The first lsn of the active file, whether it is there or not.
     active_first: Lsn,
     active_len: u64,
 }
 
 impl Files {
-    /// Starts a new file after the finished ones.
+    /// Starts a new file after the finished ones. On a full disk it is started later.
     pub(crate) fn start(
         dir: Box<dyn LogDir>,
         finished: Vec<(Lsn, u64)>,
         next: Lsn,
     ) -> Result<Self, Error> {
-        let active = create(&*dir, next)?;
-        Ok(Self {
-            dir,
-            finished: finished.into(),
-            active,
-            active_first: next,
-            active_len: FILE_HEADER as u64,
-        })
+        let active = match create(&*dir, next) {
+            Err(Error::DiskFull(_)) => None,
+            created => Some(created?),
+        };
+        let active_len = FILE_HEADER as u64;
+        Ok(Self { dir, finished: finished.into(), active, active_first: next, active_len })
     }
 
-    /// Appends to the active file. After an error the file is as before, or the second value of
-    /// the error says that it is not.
+    /// Appends to the active file. After an error the file is as before, durably, or the second
+    /// value of the error says that it is not.
     pub(crate) fn append(
         &mut self,
         parts: &mut [IoSlice<'_>],
     ) -> Result<(), (Error, Option<Error>)> {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
-        match self.active.append(parts) {
+        let active = match &mut self.active {
+            Some(active) => active,
+            none => {
+                none.insert(create(&*self.dir, self.active_first).map_err(|error| (error, None))?)
+            }
+        };
+        match active.append(parts) {
             Ok(()) => {
                 self.active_len += bytes as u64;
                 Ok(())
             }
             Err(error) => {
                 let path = self.dir.path(self.active_first);
-                let undone = self.active.truncate(self.active_len);
+                // Without the sync, frames that were refused could be back after a power cut.
+                let undone = active.truncate(self.active_len).and_then(|()| active.sync());
                 Err((Error::io(&path, error), undone.err().map(|error| Error::io(&path, error))))
             }
         }
@@ -170,18 +182,20 @@ impl Files {
 
     /// Makes everything appended so far durable.
     pub(crate) fn sync(&mut self) -> Result<(), Error> {
-        self.active.sync().map_err(|error| Error::io(&self.dir.path(self.active_first), error))
+        let Some(active) = &mut self.active else { return Ok(()) };
+        active.sync().map_err(|error| Error::io(&self.dir.path(self.active_first), error))
     }
 
     /// Finishes the active file, which must be synced, and starts the next; does nothing while
     /// the active file holds no frame.
     pub(crate) fn rotate(&mut self, next: Lsn) -> Result<(), Error> {
-        if next == self.active_first {
+        if next == self.active_first && self.active.is_some() {
             return Ok(());
         }
         let active = create(&*self.dir, next)?;
-        self.finished.push_back((self.active_first, self.active_len));
-        self.active = active;
+        if self.active.replace(active).is_some() {
+            self.finished.push_back((self.active_first, self.active_len));
+        }
         self.active_first = next;
         self.active_len = FILE_HEADER as u64;
         Ok(())
@@ -190,8 +204,7 @@ impl Files {
     /// Removes the finished files that hold only frames below `floor`.
     pub(crate) fn remove_below(&mut self, floor: Lsn) -> Result<(), Error> {
         while let Some(&(first, _)) = self.finished.front() {
-            let next_first = self.finished.get(1).map_or(self.active_first, |&(first, _)| first);
-            if next_first > floor {
+            if self.later_firsts().next().is_none_or(|next| next > floor) {
                 break;
             }
             self.dir.remove(first)?;
@@ -202,12 +215,16 @@ impl Files {
 
     /// The first lsn that would stay if files below `floor` were removed, if any were.
     pub(crate) fn start_above(&self, floor: Lsn) -> Option<Lsn> {
-        let firsts = self.finished.iter().skip(1).map(|&(first, _)| first);
-        firsts
-            .chain([self.active_first])
+        self.later_firsts()
             .take_while(|&first| first <= floor)
             .last()
             .filter(|&start| self.finished.front().is_some_and(|&(oldest, _)| oldest < start))
+    }
+
+    /// First lsns of all files but the oldest finished one.
+    fn later_firsts(&self) -> impl Iterator<Item = Lsn> {
+        let finished = self.finished.iter().skip(1).map(|&(first, _)| first);
+        finished.chain(self.active.is_some().then_some(self.active_first))
     }
 
     /// Length of the active file.

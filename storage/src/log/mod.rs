@@ -9,7 +9,7 @@
 //! [`writer::Apply`].
 
 pub(crate) mod files;
-mod frame;
+pub(crate) mod frame;
 pub(crate) mod reader;
 pub(crate) mod record;
 #[cfg(test)]

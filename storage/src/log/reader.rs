@@ -26,9 +26,10 @@ pub(crate) struct Frame<'a> {
     pub(crate) collection: i64,
     schema_version: u32,
     kind: u8,
-    body: &'a [u8],
-    path: &'a Path,
-    offset: u64,
+    pub(crate) body: &'a [u8],
+    pub(crate) path: &'a Path,
+    /// Where the frame begins in the file.
+    pub(crate) offset: u64,
 }
 
 impl Frame<'_> {

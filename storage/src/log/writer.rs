@@ -115,6 +115,7 @@ struct LogStats {
     syncs: AtomicU64,
     records: AtomicU64,
     bytes: AtomicU64,
+    len: AtomicU64,
 }
 
 /// The way into the log. Shared by all collections.
@@ -158,6 +159,7 @@ impl<C: Send + 'static> CommitLog<C> {
         let (queue, items) = unbounded();
         let poison = Arc::new(ArcSwapOption::empty());
         let stats = Arc::new(LogStats::default());
+        stats.len.store(files.total_len(), Ordering::Relaxed);
         let shared = Shared {
             files,
             next,
@@ -215,6 +217,7 @@ impl<C: Send + 'static> CommitLog<C> {
             syncs: self.stats.syncs.load(Ordering::Relaxed),
             records: self.stats.records.load(Ordering::Relaxed),
             bytes: self.stats.bytes.load(Ordering::Relaxed),
+            len: self.stats.len.load(Ordering::Relaxed),
         }
     }
 
@@ -254,7 +257,9 @@ impl Shared {
     }
 
     fn size(&self) -> LogSize {
-        LogSize { bytes: self.files.total_len() }
+        let bytes = self.files.total_len();
+        self.stats.len.store(bytes, Ordering::Relaxed);
+        LogSize { bytes }
     }
 
     fn poison(&self, reason: String) -> Error {

@@ -146,6 +146,15 @@ pub(crate) fn write(
     Ok(IndexFile { field: field.id, kind, sections })
 }
 
+/// About how much memory a build takes, and the file on disk.
+pub(crate) fn build_bytes(kind: IndexKind, column: &ArrayRef) -> usize {
+    match kind {
+        IndexKind::SparseInverted => column.get_array_memory_size(),
+        // Links of four bytes, twice as many on the lowest level; as a graph and as sections.
+        IndexKind::Hnsw(graph) => column.len().saturating_mul(graph.m * 16),
+    }
+}
+
 fn sparse_sections(column: &ArrayRef) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
     let vectors = column
         .as_any()

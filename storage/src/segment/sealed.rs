@@ -221,6 +221,16 @@ impl SealedSegment {
         self.indexes.load_full()
     }
 
+    /// Verifies every column.
+    pub(crate) fn check_columns(&self) -> Result<(), Error> {
+        (0..self.columns.len()).try_for_each(|at| self.column_at(at).map(drop))
+    }
+
+    /// Verifies an index of this segment as a search would open it.
+    pub(crate) fn check_index(&self, index: &Index, field: &Field) -> Result<(), Error> {
+        index.open(self.rows, field, &self.column(field)?).map(drop)
+    }
+
     /// Puts an index in the place of the one that the field had, whose file goes with its last
     /// reader.
     pub(crate) fn put_index(&self, entry: IndexFile) {
@@ -317,6 +327,16 @@ impl Layout {
         })
     }
 
+    /// Number of rows, by the header of the batch.
+    fn rows(&self) -> Result<usize, String> {
+        // A message begins with a continuation marker and its length.
+        let head = self.bytes.get(self.block_start..self.body_start).unwrap_or_default();
+        let message = arrow_ipc::root_as_message(head.get(8..).unwrap_or_default())
+            .map_err(|error| format!("offset {}: {error}", self.block_start))?;
+        let batch = message.header_as_record_batch().ok_or("the batch has no header")?;
+        usize::try_from(batch.length()).map_err(|error| error.to_string())
+    }
+
     fn head_crc(&self) -> u32 {
         crc32c::crc32c(&self.bytes[..self.body_start])
     }
@@ -387,4 +407,33 @@ impl Layout {
 pub(super) fn describe(path: &Path, file: String, len: u64) -> Result<DataFile, Error> {
     let layout = Layout::of(map(path, len)?).map_err(|detail| Error::corrupt(path, detail))?;
     Ok(DataFile { file, len, head_crc32c: layout.head_crc(), footer_crc32c: layout.footer_crc() })
+}
+
+/// What a data file says of itself, and which of its columns are sound.
+///
+/// # Errors
+/// [`Error::Corrupt`] if its footer cannot be read.
+pub(crate) fn inspect(path: &Path) -> Result<serde_json::Value, Error> {
+    let len = fs_err::metadata(path).map_err(|error| Error::io(path, error))?.len();
+    let layout = Layout::of(map(path, len)?).map_err(|detail| Error::corrupt(path, detail))?;
+    let rows = layout.rows().map_err(|detail| Error::corrupt(path, detail))?;
+    let columns: Vec<serde_json::Value> = (layout.schema.fields().iter().enumerate())
+        .map(|(at, field)| {
+            let state = layout.column(at, rows).err().unwrap_or_else(|| "sound".to_owned());
+            serde_json::json!({
+                "name": field.name(),
+                "type": field.data_type().to_string(),
+                "crc32c": layout.checksums.get(field.name()),
+                "state": state,
+            })
+        })
+        .collect();
+    Ok(serde_json::json!({
+        "rows": rows,
+        "len": len,
+        "metadata": (layout.metadata.iter())
+            .filter(|(key, _)| *key != CHECKSUMS)
+            .collect::<HashMap<_, _>>(),
+        "columns": columns,
+    }))
 }

@@ -219,6 +219,32 @@ fn parse(bytes: &[u8], expected_crc: u32) -> Result<(usize, Vec<Entry>), String>
     Ok((rows, table))
 }
 
+/// What a container says of itself, and which of its sections are sound.
+///
+/// # Errors
+/// [`Error::Corrupt`] if its header or its table is damaged.
+pub(crate) fn inspect(path: &Path) -> Result<serde_json::Value, Error> {
+    let len = fs_err::metadata(path).map_err(|error| Error::io(path, error))?.len();
+    let bytes = map(path, len)?;
+    let stored = bytes.get(12..16).and_then(|crc| crc.try_into().ok()).map(u32::from_le_bytes);
+    let (rows, table) =
+        parse(&bytes, stored.unwrap_or_default()).map_err(|detail| Error::corrupt(path, detail))?;
+    let file = SectionFile { path: path.to_owned(), bytes, rows, table };
+    let sections: Vec<serde_json::Value> = (file.table.iter())
+        .map(|entry| {
+            let state = file.check(entry).err().map_or("sound".to_owned(), |e| e.to_string());
+            serde_json::json!({
+                "name": entry.name,
+                "offset": entry.offset,
+                "len": entry.len,
+                "crc32c": format!("{:08x}", entry.crc32c),
+                "state": state,
+            })
+        })
+        .collect();
+    Ok(serde_json::json!({ "rows": rows, "len": len, "sections": sections }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -316,19 +316,31 @@ async fn many_rows_are_sealed_in_the_background_and_writes_go_on() {
 #[tokio::test]
 async fn too_many_unsealed_bytes_refuse_writes_until_they_are_sealed() {
     let dir = tempfile::tempdir().unwrap();
-    let tight = Options { growing_limit_bytes: 1000, ..options(dir.path()) };
+    let tight = Options { memory_limit_bytes: 100_000, ..options(dir.path()) };
     let engine = Engine::open(tight).await.unwrap();
     let info = engine.create_collection(DEFAULT_DB, items("items")).await.unwrap();
     let collection = engine.collection(info.id).unwrap();
     let p = partition(&collection, "_default");
-    let batch: Vec<(i64, i64)> = (0..100).map(|i| (i, i)).collect();
+    let batch: Vec<(i64, i64)> = (0..300).map(|i| (i, i)).collect();
     collection.insert(p, rows(&batch)).await.unwrap();
-    assert!(engine.growing_bytes() > 1000);
+    let growing = engine.memory().growing;
+    assert!((10_000..40_000).contains(&growing), "{growing}");
+    engine.set_other_memory(80_000);
     assert!(matches!(collection.insert(p, rows(&[(1, 1)])).await, Err(Error::MemoryLimit(_))));
+    assert!(engine.health().refusing_rows.is_some());
     collection.delete(None, Keys::Int(vec![1])).await.unwrap();
-    engine.flush(info.id).await.unwrap();
-    assert_eq!(engine.growing_bytes(), 0);
+    // The refusal has begun to seal.
+    for _ in 0..500 {
+        if engine.memory().growing == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(engine.memory().growing, 0);
+    engine.set_other_memory(0);
     collection.insert(p, rows(&[(1, 1)])).await.unwrap();
+    assert_eq!(engine.health().refusing_rows, None);
+    assert_eq!(content(&collection).len(), 300);
 }
 
 #[tokio::test]

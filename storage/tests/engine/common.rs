@@ -65,7 +65,14 @@ pub(crate) fn items(name: &str) -> NewCollection {
 }
 
 pub(crate) fn options(dir: &Path) -> Options {
-    Options { dir: dir.to_owned(), search_threads: 1, build_threads: 1, ..Options::default() }
+    Options {
+        dir: dir.to_owned(),
+        search_threads: 1,
+        build_threads: 1,
+        // Too little for a reserve file: directories are copied, and files damaged, one by one.
+        disk_reserve_bytes: 1,
+        ..Options::default()
+    }
 }
 
 pub(crate) async fn open(dir: &Path) -> Engine {

@@ -11,6 +11,10 @@ mod crash;
 #[cfg(test)]
 mod damage;
 #[cfg(test)]
+mod ddl;
+#[cfg(test)]
 mod graph;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod offline;
