@@ -1,28 +1,21 @@
 //! The files of a data directory: small documents by put-if-absent, large ones to be mapped.
 //!
-//! Documents (catalog, manifests) go through an [`object_store::ObjectStore`], whose
-//! put-if-absent is atomic and durable on the local file system as on an object store. Files
-//! that are mapped are written beside their final name, synced, renamed, and the directory
-//! synced, so that a name either means the whole file or nothing. A published file is never
-//! written again; it is unlinked when it is [doomed](Published::doom) and its last reader gone.
+//! Both are written beside their final name, synced, given that name, and the directory synced,
+//! so that a name either means the whole file or nothing. A document gets its name with a link,
+//! which fails where the name is taken. A published file is never written again; it is unlinked
+//! when it is [doomed](Published::doom) and its last reader gone.
 //!
 //! This module does not know what is in the files. The commit log keeps its own.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
 
-use bytes::Bytes;
-use fs_err as fs;
-use object_store::local::LocalFileSystem;
-use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode};
+use arrow_buffer::Buffer;
 
 use crate::Error;
+use crate::disk::{self, Disk};
 
 /// Ending of files that are not published yet.
 const UNPUBLISHED: &str = "tmp";
@@ -34,18 +27,15 @@ const WRITE_BUFFER: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Blobs {
     root: PathBuf,
-    documents: Arc<dyn ObjectStore>,
+    disk: Arc<dyn Disk>,
 }
 
 impl Blobs {
     /// Opens a directory that exists.
-    pub(crate) fn open(root: &Path) -> Result<Self, Error> {
-        // The store works with absolute paths; errors should show the same ones.
-        let root = fs::canonicalize(root).map_err(|error| Error::io(root, error))?;
-        let documents = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|error| store_error(&root, error))?
-            .with_fsync(true);
-        Ok(Self { root, documents: Arc::new(documents) })
+    pub(crate) fn open(disk: Arc<dyn Disk>, root: &Path) -> Result<Self, Error> {
+        // Errors should name files in a way that does not depend on the working directory.
+        let root = std::path::absolute(root).map_err(|error| Error::io(root, error))?;
+        Ok(Self { root, disk })
     }
 
     /// Where the file of that key lies.
@@ -53,23 +43,50 @@ impl Blobs {
         self.root.join(key)
     }
 
+    /// A file or directory that is there, to be shared.
+    pub(crate) fn published(&self, key: &str) -> Published {
+        Published::new(Arc::clone(&self.disk), self.path(key))
+    }
+
     /// Reads a document.
-    pub(crate) fn read(&self, key: &str) -> Result<Bytes, Error> {
-        block_on(async { self.documents.get(&Key::from(key)).await?.bytes().await })
-            .map_err(|error| store_error(&self.path(key), error))
+    pub(crate) fn read(&self, key: &str) -> Result<Vec<u8>, Error> {
+        let path = self.path(key);
+        let mut bytes = Vec::new();
+        self.disk
+            .read(&path)
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .map_err(|error| Error::io(&path, error))?;
+        Ok(bytes)
     }
 
     /// Publishes a document under a key that must not exist; durable on return. Whether the
     /// document exists after an error is unknown.
-    pub(crate) fn publish(&self, key: &str, content: Vec<u8>) -> Result<(), Error> {
-        block_on(self.documents.put_opts(&Key::from(key), content.into(), PutMode::Create.into()))
-            .map(|_| ())
-            .map_err(|error| store_error(&self.path(key), error))
+    pub(crate) fn publish(&self, key: &str, content: &[u8]) -> Result<(), Error> {
+        let (path, unpublished) = (self.path(key), self.unpublished(key));
+        if let Some(parent) = path.parent() {
+            disk::create_dir(&*self.disk, parent)?;
+        }
+        let write = |to: &mut dyn Write| {
+            to.write_all(content).map_err(|error| Error::io(&unpublished, error))
+        };
+        let linked = self.write_synced(&unpublished, write).and_then(|_| {
+            self.disk.link(&unpublished, &path).map_err(|error| Error::io(&path, error))
+        });
+        // Best effort: recovery removes what is left here.
+        let _ = self.disk.remove_file(&unpublished);
+        linked?;
+        disk::sync_parent(&*self.disk, &path)
     }
 
     /// Deletes a document; one that does not exist is fine.
     pub(crate) fn delete(&self, key: &str) -> Result<(), Error> {
-        remove_file(&self.path(key))
+        disk::remove_file(&*self.disk, &self.path(key))
+    }
+
+    /// Makes deletions in a directory durable.
+    pub(crate) fn sync_dir(&self, dir: &str) -> Result<(), Error> {
+        let path = self.path(dir);
+        self.disk.sync_dir(&path).map_err(|error| Error::io(&path, error))
     }
 
     /// Writes a file to be mapped and publishes it; durable on return. Returns its length.
@@ -78,50 +95,106 @@ impl Blobs {
         key: &str,
         write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
     ) -> Result<u64, Error> {
-        let path = self.path(key);
-        let unpublished = self.path(&format!("{key}.{UNPUBLISHED}"));
-        let result = write_synced(&unpublished, write).and_then(|len| {
-            fs::rename(&unpublished, &path).map_err(|error| Error::io(&path, error))?;
-            sync_parent(&path)?;
+        let (path, unpublished) = (self.path(key), self.unpublished(key));
+        let result = self.write_synced(&unpublished, write).and_then(|len| {
+            self.disk.rename(&unpublished, &path).map_err(|error| Error::io(&path, error))?;
+            disk::sync_parent(&*self.disk, &path)?;
             Ok(len)
         });
         if result.is_err() {
             // Best effort: recovery removes what is left here.
-            let _ = fs::remove_file(&unpublished);
+            let _ = self.disk.remove_file(&unpublished);
         }
         result
     }
 
-    /// Names in a directory with their lengths, in order; none where it does not exist.
-    pub(crate) fn list(&self, dir: &str) -> Result<Vec<(String, u64)>, Error> {
-        list(&self.path(dir))
+    fn unpublished(&self, key: &str) -> PathBuf {
+        self.path(&format!("{key}.{UNPUBLISHED}"))
+    }
+
+    fn write_synced(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+    ) -> Result<u64, Error> {
+        let failed = |error| Error::io(path, error);
+        let file = self.disk.create(path).map_err(failed)?;
+        let mut counted = Counted { to: BufWriter::with_capacity(WRITE_BUFFER, file), len: 0 };
+        write(&mut counted)?;
+        let mut file = counted.to.into_inner().map_err(|error| failed(error.into_error()))?;
+        file.sync().map_err(failed)?;
+        Ok(counted.len)
+    }
+
+    /// Length of a file.
+    pub(crate) fn len(&self, key: &str) -> Result<u64, Error> {
+        let path = self.path(key);
+        self.disk.look(&path).map(|found| found.len).map_err(|error| Error::io(&path, error))
+    }
+
+    /// What is in a directory, in order of names; nothing where it does not exist.
+    pub(crate) fn list(&self, dir: &str) -> Result<Vec<disk::Entry>, Error> {
+        disk::list(&*self.disk, &self.path(dir))
     }
 
     /// Removes a directory with all that is in it; one that does not exist is fine.
     pub(crate) fn remove_dir(&self, dir: &str) -> Result<(), Error> {
         let path = self.path(dir);
-        match fs::remove_dir_all(&path) {
-            Ok(()) => sync_parent(&path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::io(&path, error)),
+        disk::remove_dir_all(&*self.disk, &path)?;
+        match disk::sync_parent(&*self.disk, &path) {
+            // Where nothing could be removed, not even the parent need exist.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            synced => synced,
         }
+    }
+}
+
+/// A writer that counts.
+struct Counted<W> {
+    to: W,
+    len: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.len += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 
 /// A file or directory that others may hold; removed with its last holder once it is doomed.
 #[derive(Debug)]
 pub(crate) struct Published {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     doomed: AtomicBool,
 }
 
 impl Published {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, doomed: AtomicBool::new(false) }
+    fn new(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
+        Self { disk, path, doomed: AtomicBool::new(false) }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A file in this directory.
+    pub(crate) fn file(&self, name: &str) -> Self {
+        Self::new(Arc::clone(&self.disk), self.path.join(name))
+    }
+
+    /// Maps it.
+    ///
+    /// # Errors
+    /// As [`disk::map`].
+    pub(crate) fn map(&self, len: u64) -> Result<Buffer, Error> {
+        disk::map(&*self.disk, &self.path, len)
     }
 
     /// Nothing refers to it any more: remove it when the last holder lets go.
@@ -139,147 +212,41 @@ impl Drop for Published {
         if !self.is_doomed() {
             return;
         }
-        let removed = if self.path.is_dir() {
-            fs::remove_dir_all(&self.path)
+        let is_dir = self.disk.look(&self.path).is_ok_and(|found| found.is_dir);
+        let removed = if is_dir {
+            disk::remove_dir_all(&*self.disk, &self.path)
         } else {
-            fs::remove_file(&self.path)
+            disk::remove_file(&*self.disk, &self.path)
         };
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, "a dropped file stays until the next start");
-            }
-            _ => {}
+        if let Err(error) = removed {
+            tracing::warn!(%error, "a dropped file stays until the next start");
         }
     }
-}
-
-/// Waits for a future on a thread that may block. On the local file system nothing ever waits:
-/// the future is ready when it is first asked.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
-
-/// Names in a directory with their lengths, in order; none where it does not exist.
-pub(crate) fn list(dir: &Path) -> Result<Vec<(String, u64)>, Error> {
-    let failed = |error| Error::io(dir, error);
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        let len = entry.metadata().map_err(failed)?.len();
-        names.push((entry.file_name().to_string_lossy().into_owned(), len));
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// Removes a file; one that does not exist is fine.
-pub(crate) fn remove_file(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
-        _ => Ok(()),
-    }
-}
-
-/// Creates a directory and makes its existence durable.
-pub(crate) fn create_dir(path: &Path) -> Result<(), Error> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent()
-        && !parent.as_os_str().is_empty()
-    {
-        create_dir(parent)?;
-    }
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io(path, error)),
-        _ => sync_parent(path),
-    }
-}
-
-/// Makes the name of a file or directory durable.
-pub(crate) fn sync_parent(path: &Path) -> Result<(), Error> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| Error::io(parent, error))
-}
-
-fn write_synced(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
-) -> Result<u64, Error> {
-    let failed = |error| Error::io(path, error);
-    let file = fs::File::create(path).map_err(failed)?;
-    let mut buffered = BufWriter::with_capacity(WRITE_BUFFER, file);
-    write(&mut buffered)?;
-    let file = buffered.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.sync_all().map_err(failed)?;
-    Ok(file.metadata().map_err(failed)?.len())
-}
-
-fn store_error(path: &Path, error: object_store::Error) -> Error {
-    let kind = if matches!(error, object_store::Error::NotFound { .. }) {
-        io::ErrorKind::NotFound
-    } else if matches!(error, object_store::Error::AlreadyExists { .. }) {
-        io::ErrorKind::AlreadyExists
-    } else {
-        io_kind(&error).unwrap_or(io::ErrorKind::Other)
-    };
-    Error::io(path, io::Error::new(kind, error))
-}
-
-/// The kind of the system's error that is hidden in the causes.
-fn io_kind(error: &object_store::Error) -> Option<io::ErrorKind> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return Some(io.kind());
-        }
-        cause = error.source();
-    }
-    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::LocalDisk;
 
     fn blobs() -> (tempfile::TempDir, Blobs) {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(Arc::new(LocalDisk), dir.path()).unwrap();
         (dir, blobs)
     }
 
     #[test]
     fn a_document_is_published_once() {
         let (_dir, blobs) = blobs();
-        blobs.publish("a/b/1.json", b"one".to_vec()).unwrap();
-        let again = blobs.publish("a/b/1.json", b"two".to_vec()).unwrap_err();
+        blobs.publish("a/b/1.json", b"one").unwrap();
+        let again = blobs.publish("a/b/1.json", b"two").unwrap_err();
         assert!(
             matches!(&again, Error::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists),
             "{again}"
         );
-        assert_eq!(blobs.read("a/b/1.json").unwrap(), "one");
-        assert_eq!(blobs.list("a/b").unwrap(), vec![("1.json".into(), 3)]);
+        assert_eq!(blobs.read("a/b/1.json").unwrap(), b"one");
+        let entry = |name: &str, len| disk::Entry { name: name.into(), len, is_dir: false };
+        assert_eq!(blobs.list("a/b").unwrap(), vec![entry("1.json", 3)]);
         blobs.delete("a/b/1.json").unwrap();
         blobs.delete("a/b/1.json").unwrap();
         assert!(blobs.list("a/b").unwrap().is_empty());
@@ -288,19 +255,20 @@ mod tests {
 
     #[test]
     fn a_file_that_could_not_be_written_has_no_name() {
-        let (dir, blobs) = blobs();
+        let (_dir, blobs) = blobs();
         let len = blobs
             .write_file("f", |to| to.write_all(b"abc").map_err(|e| Error::io(Path::new("f"), e)));
         assert_eq!(len.unwrap(), 3);
         blobs.write_file("g", |_| Err(Error::Closed)).unwrap_err();
-        assert_eq!(list(dir.path()).unwrap(), vec![("f".into(), 3)]);
+        let names: Vec<_> = blobs.list("").unwrap().into_iter().map(|found| found.name).collect();
+        assert_eq!(names, vec!["f"]);
     }
 
     #[test]
     fn a_doomed_file_goes_with_its_last_holder() {
         let (dir, blobs) = blobs();
         blobs.write_file("f", |_| Ok(())).unwrap();
-        let first = Arc::new(Published::new(blobs.path("f")));
+        let first = Arc::new(blobs.published("f"));
         let second = Arc::clone(&first);
         first.doom();
         drop(first);

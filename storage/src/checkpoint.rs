@@ -120,7 +120,11 @@ pub(crate) fn open_manifests<'a>(
         let info = collection.info();
         return Err(Error::CollectionNotFound { db: info.db.clone(), name: info.name.clone() });
     }
-    guard.as_mut().ok_or_else(|| Error::Internal("a sound collection has no manifest".into()))
+    let manifests = guard
+        .as_mut()
+        .ok_or_else(|| Error::Internal("a sound collection has no manifest".into()))?;
+    manifests.settle()?;
+    Ok(manifests)
 }
 
 /// Sends an order through the log's queue and waits for its reply.

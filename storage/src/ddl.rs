@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::apply::Control;
-use crate::blobs::Published;
 use crate::catalog::{
     CatalogView, CollectionChange, CollectionInfo, IndexDef, NewCollection, NewIndex, PartitionInfo,
 };
@@ -270,7 +269,9 @@ fn show(core: &Arc<Core>, info: &Arc<CollectionInfo>) -> Result<(), Error> {
         upkeep::indexes_changed(core, &collection);
     }
     if changed {
-        core.log()?.control(Control::Partitions { collection: info.id, live })?;
+        // Whoever reads after this must not see rows of a partition that is gone.
+        let collection = info.id;
+        checkpoint::ask(core, |reply| Control::Partitions { collection, live, reply })?;
     }
     Ok(())
 }
@@ -288,7 +289,7 @@ fn create_collection(
         let manifests = Manifests::create(&core.blobs, info.id, ts)?;
         Ok((info, manifests))
     })?;
-    let dir = Arc::new(Published::new(core.blobs.path(&collection_dir(info.id))));
+    let dir = Arc::new(core.blobs.published(&collection_dir(info.id)));
     let collection =
         Arc::new(Collection::new(Arc::clone(core), Arc::clone(&info), dir, Some(manifests)));
     core.log()?.control(Control::Open(Arc::clone(&collection)))?;

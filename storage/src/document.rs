@@ -8,6 +8,8 @@
 //! A document is one JSON object whose last member is `"crc32c"`, eight hexadecimal digits over
 //! all bytes before the comma of that member. Its `"format"` says how to read it.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -87,6 +89,11 @@ impl Document {
         Ok(Some((newest, content)))
     }
 
+    /// Where the newest version lies.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.blobs.path(&self.key(self.version))
+    }
+
     /// Of the newest version; 0 before the first.
     pub(crate) fn version(&self) -> u64 {
         self.version
@@ -101,11 +108,8 @@ impl Document {
         let next = self.version + 1;
         let key = self.key(next);
         let bytes = encode(content, next)?;
-        if self.uncertain {
-            self.blobs.delete(&key)?;
-            self.uncertain = false;
-        }
-        if let Err(error) = self.blobs.publish(&key, bytes) {
+        self.settle()?;
+        if let Err(error) = self.blobs.publish(&key, &bytes) {
             self.uncertain = true;
             return Err(error);
         }
@@ -114,21 +118,35 @@ impl Document {
         Ok(next)
     }
 
+    /// Makes sure that a version whose commit failed will not turn up. Whoever is about to take
+    /// back what that version refers to calls this first.
+    pub(crate) fn settle(&mut self) -> Result<(), Error> {
+        if self.uncertain {
+            self.blobs.delete(&self.key(self.version + 1))?;
+            self.blobs.sync_dir(&self.prefix)?;
+            self.uncertain = false;
+        }
+        Ok(())
+    }
+
     fn key(&self, version: u64) -> String {
         format!("{}/{version:0DIGITS$}.json", self.prefix)
     }
 
     fn versions(&self) -> Result<Vec<u64>, Error> {
-        let names = self.blobs.list(&self.prefix)?;
-        Ok(names.iter().filter_map(|(name, _)| name.strip_suffix(".json")?.parse().ok()).collect())
+        let entries = self.blobs.list(&self.prefix)?;
+        Ok(entries
+            .iter()
+            .filter_map(|found| found.name.strip_suffix(".json")?.parse().ok())
+            .collect())
     }
 
     /// Removes all but the newest version. What stays behind does no harm.
     fn prune(&self) {
-        let Ok(names) = self.blobs.list(&self.prefix) else { return };
+        let Ok(entries) = self.blobs.list(&self.prefix) else { return };
         let newest = self.key(self.version);
-        for (name, _) in names {
-            let key = format!("{}/{name}", self.prefix);
+        for entry in entries {
+            let key = format!("{}/{}", self.prefix, entry.name);
             if key != newest
                 && let Err(error) = self.blobs.delete(&key)
             {
@@ -144,9 +162,14 @@ fn encode<T: Serialize>(content: &T, version: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = serde_json::to_vec(&stamped)
         .map_err(|error| Error::Internal(format!("cannot write a document: {error}")))?;
     bytes.pop();
+    Ok(stamp(bytes))
+}
+
+/// Closes an object with the checksum of what is before it.
+fn stamp(mut bytes: Vec<u8>) -> Vec<u8> {
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(format!("{CHECKSUM}{crc:08x}\"}}\n").as_bytes());
-    Ok(bytes)
+    bytes
 }
 
 /// Reads a version back. The error says what was expected and what was found.
@@ -177,8 +200,10 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], version: u64) -> Result<
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::disk::LocalDisk;
 
     type Content = BTreeMap<String, serde_json::Value>;
 
@@ -189,7 +214,7 @@ mod tests {
     #[test]
     fn the_newest_version_is_found_again_and_older_ones_go() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(Arc::new(LocalDisk), dir.path()).unwrap();
         let (mut document, none) = Document::open::<Content>(&blobs, "doc").unwrap();
         assert!(none.is_none());
         for n in 1..=11 {
@@ -204,9 +229,9 @@ mod tests {
     #[test]
     fn a_commit_against_another_writer_fails_and_the_next_one_succeeds() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(Arc::new(LocalDisk), dir.path()).unwrap();
         let mut document = Document::new(&blobs, "doc");
-        blobs.publish("doc/00000000000000000001.json", b"left behind".to_vec()).unwrap();
+        blobs.publish("doc/00000000000000000001.json", b"left behind").unwrap();
         document.commit(&content(1)).unwrap_err();
         assert_eq!(document.version(), 0);
         assert_eq!(document.commit(&content(2)).unwrap(), 1);

@@ -18,10 +18,11 @@ use crate::checkpoint;
 use crate::clock::{HybridClock, Ts, Wall};
 use crate::collection::Collection;
 use crate::compact::{Compaction, Compactions};
+use crate::disk::{Disk, LocalDisk, Lock};
 use crate::jobs::Jobs;
 use crate::log::writer::CommitLog;
 use crate::pools::Pools;
-use crate::recover::{self, DirLock};
+use crate::recover;
 use crate::space::{DiskSpace, Space};
 use crate::upkeep;
 
@@ -207,6 +208,7 @@ impl Core {
     ) -> Result<T, Error> {
         self.space.make_room()?;
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.settle()?;
         let current = self.catalog();
         let mut next = current.as_ref().clone();
         let ts = self.clock.next();
@@ -326,10 +328,15 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     core: Arc<Core>,
-    lock: Mutex<Option<DirLock>>,
+    lock: Mutex<Option<Box<dyn Lock>>>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.core.fmt(f)
+    }
 }
 
 impl Inner {
@@ -338,8 +345,15 @@ impl Inner {
         self.core.jobs.ask_to_stop();
         self.core.collections().values().for_each(|collection| collection.upkeep().stop());
         self.core.jobs.stop();
-        if let Ok(log) = self.core.log() {
-            log.stop();
+        if let Some(end) = self.core.log().ok().and_then(CommitLog::stop) {
+            // From here on a torn end of the log is damage.
+            let noted = self.core.commit_catalog(|catalog, _| {
+                catalog.set_log_end(end);
+                Ok(())
+            });
+            if let Err(error) = noted {
+                tracing::warn!(%error, "the end of the log could not be noted");
+            }
         }
         // Collections hold the core as well; without this neither would ever be freed.
         self.core.set_collections(HashMap::new());
@@ -360,7 +374,12 @@ impl Engine {
     /// [`Error::Locked`] with the holder's process id; [`Error::Corrupt`] for a damaged catalog
     /// or log; [`Error::Io`].
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let opened = tokio::task::spawn_blocking(move || recover::open(options)).await;
+        Self::open_on(Arc::new(LocalDisk), options).await
+    }
+
+    /// Like [`Engine::open`], on any disk.
+    pub(crate) async fn open_on(disk: Arc<dyn Disk>, options: Options) -> Result<Self, Error> {
+        let opened = tokio::task::spawn_blocking(move || recover::open(disk, options)).await;
         let (core, lock) = opened.map_err(|error| Error::Internal(error.to_string()))??;
         Ok(Self { inner: Arc::new(Inner { core, lock: Mutex::new(Some(lock)) }) })
     }

@@ -16,9 +16,12 @@ pub mod clock;
 mod collection;
 mod compact;
 mod ddl;
+mod disk;
 mod document;
 mod engine;
 mod error;
+#[cfg(test)]
+mod faults;
 pub mod filter;
 mod jobs;
 mod keys;

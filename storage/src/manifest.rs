@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -249,7 +250,7 @@ impl Manifests {
     /// [`Error::Corrupt`] if it is missing, damaged, or another collection's.
     pub(crate) fn open(blobs: &Blobs, collection: i64) -> Result<Self, Error> {
         let (document, found) = Document::open::<Manifest>(blobs, &prefix(collection))?;
-        let current = Self::expect(blobs, collection, found)?;
+        let current = Self::expect(&document.path(), collection, found)?;
         Ok(Self { blobs: blobs.clone(), document, current })
     }
 
@@ -258,19 +259,19 @@ impl Manifests {
     /// # Errors
     /// As [`Manifests::open`].
     pub(crate) fn peek(blobs: &Blobs, collection: i64) -> Result<Manifest, Error> {
-        let found = Document::peek(blobs, &prefix(collection))?;
-        Self::expect(blobs, collection, found.map(|(_, manifest)| manifest))
+        let prefix = prefix(collection);
+        let found = Document::peek(blobs, &prefix)?;
+        Self::expect(&blobs.path(&prefix), collection, found.map(|(_, manifest)| manifest))
     }
 
-    fn expect(blobs: &Blobs, collection: i64, found: Option<Manifest>) -> Result<Manifest, Error> {
-        let path = blobs.path(&prefix(collection));
-        let found = found.ok_or_else(|| Error::corrupt(&path, "the manifest is missing"))?;
+    fn expect(path: &Path, collection: i64, found: Option<Manifest>) -> Result<Manifest, Error> {
+        let found = found.ok_or_else(|| Error::corrupt(path, "the manifest is missing"))?;
         if found.collection != collection {
             let detail = format!(
                 "the manifest belongs to collection {}, the directory to {collection}",
                 found.collection
             );
-            return Err(Error::corrupt(&path, detail));
+            return Err(Error::corrupt(path, detail));
         }
         Ok(found)
     }
@@ -278,6 +279,11 @@ impl Manifests {
     /// The newest manifest.
     pub(crate) fn current(&self) -> &Manifest {
         &self.current
+    }
+
+    /// See [`Document::settle`]; to be called before files of the next version are written.
+    pub(crate) fn settle(&mut self) -> Result<(), Error> {
+        self.document.settle()
     }
 
     /// The version that the next commit will have.
@@ -309,11 +315,11 @@ impl Manifests {
     fn check_files(&self, next: &Manifest) -> Result<(), Violation> {
         let known: HashSet<&str> = self.current.files().map(|(file, _)| file).collect();
         for (file, len) in next.files().filter(|(file, _)| !known.contains(file)) {
-            let path = self.blobs.path(&collection_dir(next.collection)).join(file);
-            match fs_err::metadata(&path) {
-                Ok(found) if found.len() == len => {}
+            let key = format!("{}/{file}", collection_dir(next.collection));
+            match self.blobs.len(&key) {
+                Ok(found) if found == len => {}
                 Ok(found) => {
-                    let detail = format!("{file} has {} bytes instead of {len}", found.len());
+                    let detail = format!("{file} has {found} bytes instead of {len}");
                     return broken(Invariant::EveryFileExists, detail);
                 }
                 Err(error) => return broken(Invariant::EveryFileExists, error.to_string()),
@@ -408,7 +414,7 @@ mod tests {
     #[test]
     fn a_commit_wants_its_files() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(std::sync::Arc::new(crate::disk::LocalDisk), dir.path()).unwrap();
         let mut manifests = Manifests::create(&blobs, 5, Ts(1)).unwrap();
         let missing = manifests.commit(add(1), Ts(2)).unwrap_err().to_string();
         assert!(missing.contains("every file exists"), "{missing}");

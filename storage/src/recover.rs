@@ -5,25 +5,21 @@
 //! refers to; replay the log through the same code that applied it first; publish; start.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fs_err as fs;
-use rustix::fs::{FlockOperation, flock};
-
 use crate::Error;
 use crate::apply::{self, Applier};
-use crate::blobs::{self, Blobs, Published};
+use crate::blobs::{Blobs, Published};
 use crate::catalog::store::CatalogStore;
 use crate::catalog::{CatalogView, CollectionInfo};
 use crate::checkpoint;
 use crate::clock::{HybridClock, Ts};
 use crate::collection::Collection;
+use crate::disk::{self, Disk, Lock};
 use crate::engine::{Core, Options};
 use crate::log::Lsn;
-use crate::log::files::{Files, LocalLog, LogDir};
+use crate::log::files::{DiskLog, Files, LogDir};
 use crate::log::reader::{Frame, replay};
 use crate::log::writer::{Apply, CommitLog, LogSize};
 use crate::manifest::{Manifests, SegmentEntry, collection_dir};
@@ -34,100 +30,24 @@ use crate::segment::section_file::SectionFile;
 use crate::space::Space;
 use crate::upkeep::{self, repair};
 
-const LOCK_FILE: &str = "LOCK";
 pub(crate) const DATA_DIR: &str = "data";
 pub(crate) const LOG_DIR: &str = "log";
 
 /// Small batches are merged whenever so many records were replayed.
 const MERGE_EVERY: u64 = 512;
 
-/// The right to a data directory; given free on drop.
-#[derive(Debug)]
-pub(crate) struct DirLock {
-    file: fs::File,
-}
-
-impl Drop for DirLock {
-    fn drop(&mut self) {
-        // Closing the file is not enough: a process that is being started at this moment by
-        // another thread holds a copy of it until it executes, and the lock with it.
-        if let Err(error) = flock(self.file.file(), FlockOperation::Unlock) {
-            tracing::warn!(%error, "the data directory's lock ends with the process");
-        }
-    }
-}
-
-impl DirLock {
-    /// Takes the lock.
-    ///
-    /// # Errors
-    /// [`Error::Locked`] with the holder's process id.
-    pub(crate) fn take(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(LOCK_FILE);
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|error| Error::io(&path, error))?;
-        Self::lock(dir, file)
-    }
-
-    /// Takes the lock without writing anything; `None` where there is none to take, because no
-    /// process ever opened the directory.
-    ///
-    /// # Errors
-    /// As [`DirLock::take`].
-    pub(crate) fn take_if_there(dir: &Path) -> Result<Option<Self>, Error> {
-        let path = dir.join(LOCK_FILE);
-        match fs::File::open(&path) {
-            Ok(file) => Self::lock(dir, file).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io(&path, error)),
-        }
-    }
-
-    fn lock(dir: &Path, mut file: fs::File) -> Result<Self, Error> {
-        let path = dir.join(LOCK_FILE);
-        let failed = |error| Error::io(&path, error);
-        if let Err(error) = flock(file.file(), FlockOperation::NonBlockingLockExclusive) {
-            if error != rustix::io::Errno::WOULDBLOCK {
-                return Err(failed(error.into()));
-            }
-            let mut pid = String::new();
-            // The holder may be about to write it.
-            let _ = Read::take(&mut file, 32).read_to_string(&mut pid);
-            let pid = pid.trim();
-            let pid = if pid.is_empty() { "unknown" } else { pid }.to_owned();
-            return Err(Error::Locked { path: dir.to_owned(), pid });
-        }
-        Ok(Self { file })
-    }
-
-    /// Writes down who holds the lock. Who asks for it on a disk too full for that is told
-    /// `unknown`.
-    fn tell_holder(&self) {
-        let mut file = &self.file;
-        let told = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()));
-        if let Err(error) = told {
-            tracing::warn!(%error, "the lock does not name its holder");
-        }
-    }
-}
-
 /// Opens a data directory.
-pub(crate) fn open(options: Options) -> Result<(Arc<Core>, DirLock), Error> {
-    blobs::create_dir(&options.dir)?;
-    let lock = DirLock::take(&options.dir)?;
+pub(crate) fn open(
+    disk: Arc<dyn Disk>,
+    options: Options,
+) -> Result<(Arc<Core>, Box<dyn Lock>), Error> {
+    disk::create_dir(&*disk, &options.dir)?;
+    let lock = disk.lock(&options.dir)?;
     // Before anything is written: a node must start on a full disk.
-    let space = Space::open(&options.dir, options.disk_reserve_bytes)?;
+    let space = Space::open(Arc::clone(&disk), &options.dir, options.disk_reserve_bytes)?;
     lock.tell_holder();
-    let blobs = Blobs::open(&options.dir)?;
-    let log = LocalLog::open(&blobs.path(LOG_DIR))?;
+    let blobs = Blobs::open(Arc::clone(&disk), &options.dir)?;
+    let log = DiskLog::open(disk, blobs.path(LOG_DIR))?;
     let clock = Arc::new(HybridClock::new(options.wall.clone()));
     let (mut store, catalog) = CatalogStore::open(&blobs)?;
     let catalog = match catalog {
@@ -155,7 +75,7 @@ fn refuse_orphans(blobs: &Blobs) -> Result<(), Error> {
     Err(Error::corrupt(&blobs.path("catalog"), "the catalog is missing, but there is data"))
 }
 
-fn recover(core: &Arc<Core>, log: LocalLog, log_start: Lsn) -> Result<(), Error> {
+fn recover(core: &Arc<Core>, log: DiskLog, log_start: Lsn) -> Result<(), Error> {
     let mut applier = Applier::new(Arc::clone(core));
     let mut collections = HashMap::new();
     for info in core.catalog().all_collections() {
@@ -165,7 +85,8 @@ fn recover(core: &Arc<Core>, log: LocalLog, log_start: Lsn) -> Result<(), Error>
     remove_dropped_collections(core, &collections)?;
 
     let mut size = LogSize { bytes: 0 };
-    let replayed = replay(&log, log_start, &mut |frame| {
+    let reached = core.catalog().log_end().max(applier.reached());
+    let replayed = replay(&log, log_start, reached, &mut |frame| {
         replay_frame(&mut applier, frame);
         if frame.lsn % MERGE_EVERY == 0 {
             applier.publish(&size);
@@ -173,7 +94,6 @@ fn recover(core: &Arc<Core>, log: LocalLog, log_start: Lsn) -> Result<(), Error>
         Ok(())
     })?;
     core.clock.observe(replayed.ts);
-    applier.check_end(replayed.next, &log.path(replayed.next))?;
     size.bytes = replayed.files.iter().map(|&(_, len)| len).sum();
     applier.publish(&size);
     if replayed.frames > 0 {
@@ -221,7 +141,7 @@ fn open_collection(
     applier: &mut Applier,
     info: &Arc<CollectionInfo>,
 ) -> Arc<Collection> {
-    let dir = Arc::new(Published::new(core.blobs.path(&collection_dir(info.id))));
+    let dir = Arc::new(core.blobs.published(&collection_dir(info.id)));
     let opened = Manifests::open(&core.blobs, info.id).and_then(|manifests| {
         let segments = open_segments(core, info, &dir, &manifests)?;
         remove_unreferenced(&core.blobs, &manifests)?;
@@ -264,19 +184,18 @@ fn open_segments(
         .filter(|entry| info.partition_by_id(entry.partition).is_some())
         .map(|entry| {
             let sealed = SealedSegment::open(dir, &info.schema, entry, Arc::clone(&repair))?;
-            let deletes = open_deletes(dir.path(), entry)?;
+            let deletes = open_deletes(dir, entry)?;
             Ok(apply::sealed(sealed, entry.id, entry.partition, deletes))
         })
         .collect()
 }
 
-pub(crate) fn open_deletes(dir: &Path, entry: &SegmentEntry) -> Result<DeleteMask, Error> {
+pub(crate) fn open_deletes(dir: &Published, entry: &SegmentEntry) -> Result<DeleteMask, Error> {
     let Some(deletes) = &entry.deletes else { return Ok(DeleteMask::default()) };
-    let path = dir.join(&deletes.file);
-    let file = SectionFile::open(&path, deletes)?;
+    let file = SectionFile::open(&dir.file(&deletes.file), deletes)?;
     if file.rows() != entry.rows as usize {
         let detail = format!("{} rows, the segment has {}", file.rows(), entry.rows);
-        return Err(Error::corrupt(&path, detail));
+        return Err(Error::corrupt(file.path(), detail));
     }
     DeleteMask::from_file(&file)
 }
@@ -285,11 +204,11 @@ pub(crate) fn open_deletes(dir: &Path, entry: &SegmentEntry) -> Result<DeleteMas
 fn remove_unreferenced(blobs: &Blobs, manifests: &Manifests) -> Result<(), Error> {
     let dir = collection_dir(manifests.current().collection);
     let live: HashSet<&str> = manifests.current().files().map(|(file, _)| file).collect();
-    for (name, _) in blobs.list(&dir)? {
-        let path: PathBuf = blobs.path(&format!("{dir}/{name}"));
-        if !live.contains(name.as_str()) && path.is_file() {
-            tracing::info!(file = %path.display(), "an unreferenced file is removed");
-            blobs::remove_file(&path)?;
+    for entry in blobs.list(&dir)? {
+        if !live.contains(entry.name.as_str()) && !entry.is_dir {
+            let key = format!("{dir}/{}", entry.name);
+            tracing::info!(file = %blobs.path(&key).display(), "an unreferenced file is removed");
+            blobs.delete(&key)?;
         }
     }
     Ok(())
@@ -300,7 +219,7 @@ fn remove_dropped_collections(
     core: &Core,
     collections: &HashMap<i64, Arc<Collection>>,
 ) -> Result<(), Error> {
-    for (name, _) in core.blobs.list(DATA_DIR)? {
+    for disk::Entry { name, .. } in core.blobs.list(DATA_DIR)? {
         if !name.parse().is_ok_and(|id: i64| collections.contains_key(&id)) {
             core.blobs.remove_dir(&format!("{DATA_DIR}/{name}"))?;
         }

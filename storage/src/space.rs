@@ -11,14 +11,11 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use fs_err as fs;
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
-
 use crate::Error;
-use crate::blobs;
+use crate::disk::{self, Disk};
 
 /// The reserve file's name in the data directory.
 const RESERVE_FILE: &str = "RESERVE";
@@ -80,6 +77,7 @@ struct State {
 
 /// The keeper of the room on the data disk.
 pub(crate) struct Space {
+    disk: Arc<dyn Disk>,
     file: PathBuf,
     reserve: u64,
     probe: Probe,
@@ -95,27 +93,27 @@ impl fmt::Debug for Space {
 impl Space {
     /// Looks at the disk of a directory, before anything is written to it; on a full disk this
     /// gives up the reserve file. `reserve` of 0 chooses by the size of the disk.
-    pub(crate) fn open(dir: &Path, reserve: u64) -> Result<Self, Error> {
-        let probed = dir.to_owned();
-        let probe = move || {
-            let disk = statvfs(&probed)?;
-            let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
-            Ok((bytes(disk.f_bavail), bytes(disk.f_blocks)))
-        };
-        Self::with_probe(dir, reserve, Box::new(probe))
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: &Path, reserve: u64) -> Result<Self, Error> {
+        let (probed, on) = (dir.to_owned(), Arc::clone(&disk));
+        Self::with_probe(disk, dir, reserve, Box::new(move || on.space(&probed)))
     }
 
-    fn with_probe(dir: &Path, reserve: u64, probe: Probe) -> Result<Self, Error> {
+    fn with_probe(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        reserve: u64,
+        probe: Probe,
+    ) -> Result<Self, Error> {
         let file = dir.join(RESERVE_FILE);
         let (free, total) = probe().map_err(|error| Error::io(dir, error))?;
         let reserve = match reserve {
             0 => DEFAULT_RESERVE.min(total / DEFAULT_SHARE),
             bytes => bytes,
         };
-        let held = fs::metadata(&file).map_or(0, |found| found.len());
+        let held = disk.look(&file).map_or(0, |found| found.len);
         let known = DiskSpace { free, reserve, held };
         let state = Mutex::new(State { known, known_at: Instant::now(), spent: 0 });
-        let space = Self { file, reserve, probe, state };
+        let space = Self { disk, file, reserve, probe, state };
         space.make_room()?;
         Ok(space)
     }
@@ -201,7 +199,7 @@ impl Space {
         if state.known.held == 0 {
             return;
         }
-        match blobs::remove_file(&self.file) {
+        match disk::remove_file(&*self.disk, &self.file) {
             Ok(()) => {
                 tracing::warn!(free = state.known.free, "the data disk is full; rows are refused");
                 state.known.held = 0;
@@ -217,16 +215,12 @@ impl Space {
         if len == 0 {
             return;
         }
-        let taken = fs::File::create(&self.file).and_then(|file| {
-            fallocate(file.file(), FallocateFlags::empty(), 0, len)?;
-            Ok(())
-        });
-        match taken {
+        match self.disk.reserve(&self.file, len) {
             Ok(()) => state.known.held = len,
             Err(error) => {
                 tracing::debug!(%error, "no reserve of disk space could be taken");
                 // Best effort: what stays is empty.
-                let _ = fs::remove_file(&self.file);
+                let _ = self.disk.remove_file(&self.file);
             }
         }
     }
@@ -234,10 +228,10 @@ impl Space {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::disk::LocalDisk;
 
     const RESERVE: u64 = 1 << 20;
 
@@ -245,10 +239,10 @@ mod tests {
     fn disk(dir: &Path, left: &Arc<AtomicU64>) -> Space {
         let (left, file) = (Arc::clone(left), dir.join(RESERVE_FILE));
         let probe = move || {
-            let held = fs::metadata(&file).map_or(0, |found| found.len());
+            let held = fs_err::metadata(&file).map_or(0, |found| found.len());
             Ok((left.load(Ordering::Relaxed).saturating_sub(held), 1 << 30))
         };
-        Space::with_probe(dir, RESERVE, Box::new(probe)).unwrap()
+        Space::with_probe(Arc::new(LocalDisk), dir, RESERVE, Box::new(probe)).unwrap()
     }
 
     fn is_full(result: Result<(), Error>) -> bool {

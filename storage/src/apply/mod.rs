@@ -8,7 +8,6 @@
 mod state;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
@@ -33,7 +32,7 @@ pub(crate) enum Control {
     /// A collection was dropped.
     Close(i64),
     /// The partitions that a collection has now; rows of others go.
-    Partitions { collection: i64, live: HashSet<i64> },
+    Partitions { collection: i64, live: HashSet<i64>, reply: Sender<()> },
     /// Cut here: freeze what is growing.
     Freeze { collection: i64, reply: Sender<Result<Frozen, Error>> },
     /// Sealed segments, committed, take the place of the frozen generation.
@@ -131,16 +130,9 @@ impl Applier {
         self.states.get(&collection).is_some_and(|s| lsn >= s.floor && s.damage.is_none())
     }
 
-    /// Checks that the log reaches as far as the manifests say it did; `path` is where it would
-    /// go on.
-    pub(crate) fn check_end(&self, next: Lsn, path: &Path) -> Result<(), Error> {
-        match self.states.values().map(|state| state.floor).max() {
-            Some(floor) if floor > next => Err(Error::corrupt(
-                path,
-                format!("the log ends before lsn {next}, but lsn {floor} was given already"),
-            )),
-            _ => Ok(()),
-        }
+    /// The log reached at least as far, say the manifests.
+    pub(crate) fn reached(&self) -> Lsn {
+        self.states.values().map(|state| state.floor).max().unwrap_or(0)
     }
 
     /// Makes a collection unreadable; the others go on.
@@ -268,11 +260,13 @@ impl Apply for Applier {
                     self.core.in_background(move || drop(state));
                 }
             }
-            Control::Partitions { collection, live } => {
+            Control::Partitions { collection, live, reply } => {
                 if let Some(state) = self.states.get_mut(&collection) {
                     state.set_partitions(live);
                     self.touched.insert(collection);
                 }
+                self.publish(&log.size());
+                let _ = reply.send(());
             }
             Control::Freeze { collection, reply } => {
                 let frozen = self.freeze(collection, log);

@@ -36,6 +36,11 @@ impl CatalogView {
         self.log_start = self.log_start.max(start);
     }
 
+    /// Notes how far the log has come.
+    pub(crate) fn set_log_end(&mut self, end: Lsn) {
+        self.log_end = self.log_end.max(end);
+    }
+
     fn database_mut(&mut self, name: &str) -> Result<&mut DatabaseInfo, Error> {
         self.databases.get_mut(name).ok_or_else(|| Error::DatabaseNotFound(name.to_owned()))
     }

@@ -242,6 +242,8 @@ pub struct CatalogView {
     segment_floor: i64,
     /// The log holds every record from here on.
     log_start: u64,
+    /// The log held every record below when a node was stopped in good order last.
+    log_end: u64,
     /// Not below any timestamp in the catalog.
     ts: Ts,
     databases: BTreeMap<String, DatabaseInfo>,

@@ -21,6 +21,8 @@ struct Content {
     next_id: i64,
     segment_floor: i64,
     log_start: Lsn,
+    #[serde(default)]
+    log_end: Lsn,
     ts: Ts,
     databases: Vec<DatabaseInfo>,
     collections: Vec<CollectionInfo>,
@@ -61,6 +63,11 @@ impl CatalogStore {
         Ok(found.map(|(version, content)| CatalogView::from_content(content, version)))
     }
 
+    /// See [`Document::settle`].
+    pub(crate) fn settle(&mut self) -> Result<(), Error> {
+        self.document.settle()
+    }
+
     /// Commits the next version; durable on return.
     pub(crate) fn commit(&mut self, mut view: CatalogView) -> Result<CatalogView, Error> {
         view.version = self.document.commit(&view.to_content())?;
@@ -98,6 +105,11 @@ impl CatalogView {
         self.log_start
     }
 
+    /// The log held every record below when a node was stopped in good order last.
+    pub(crate) fn log_end(&self) -> Lsn {
+        self.log_end
+    }
+
     /// Not below any timestamp in the catalog.
     pub(crate) fn ts(&self) -> Ts {
         self.ts
@@ -113,6 +125,7 @@ impl CatalogView {
             next_id: content.next_id,
             segment_floor: content.segment_floor,
             log_start: content.log_start,
+            log_end: content.log_end,
             ts: content.ts,
             databases: content.databases.into_iter().map(|db| (db.name.clone(), db)).collect(),
             collections: (content.collections.into_iter())
@@ -138,6 +151,7 @@ impl CatalogView {
             next_id: self.next_id,
             segment_floor: self.segment_floor,
             log_start: self.log_start,
+            log_end: self.log_end,
             ts: self.ts,
             databases: self.databases.values().cloned().collect(),
             collections: self.collections.values().map(|info| info.as_ref().clone()).collect(),

@@ -31,7 +31,7 @@ fn fresh() -> CatalogView {
 /// As committing does.
 fn reindexed(view: CatalogView) -> CatalogView {
     let dir = tempfile::tempdir().unwrap();
-    let blobs = Blobs::open(dir.path()).unwrap();
+    let blobs = Blobs::open(std::sync::Arc::new(crate::disk::LocalDisk), dir.path()).unwrap();
     let (mut store, none) = CatalogStore::open(&blobs).unwrap();
     assert!(none.is_none());
     let committed = store.commit(view).unwrap();

@@ -3,15 +3,14 @@
 //! [`LogDir`] is the seam between the log and the disk, so that tests can make either fail.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
-use std::path::{Path, PathBuf};
-
-use fs_err as fs;
+use std::io::{self, IoSlice, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Lsn;
 use super::frame::{FILE_HEADER, file_header};
 use crate::Error;
-use crate::blobs;
+use crate::disk::{self, Disk, File};
 
 /// A directory of log files.
 pub(crate) trait LogDir: Send {
@@ -23,7 +22,7 @@ pub(crate) trait LogDir: Send {
     fn create(&self, first: Lsn) -> Result<Box<dyn LogFile>, Error>;
     /// Cuts a file to a length, durably.
     fn truncate(&self, first: Lsn, len: u64) -> Result<(), Error>;
-    /// Removes a file.
+    /// Removes a file, durably; one that does not exist is fine.
     fn remove(&self, first: Lsn) -> Result<(), Error>;
     /// Where a file lies, for messages.
     fn path(&self, first: Lsn) -> PathBuf;
@@ -39,61 +38,56 @@ pub(crate) trait LogFile: Send {
     fn truncate(&mut self, len: u64) -> io::Result<()>;
 }
 
-/// Log files on the local file system.
+/// Log files in a directory of a disk.
 #[derive(Debug)]
-pub(crate) struct LocalLog {
+pub(crate) struct DiskLog {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
 }
 
-impl LocalLog {
+impl DiskLog {
     /// Opens or creates the directory.
-    pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
-        blobs::create_dir(dir)?;
-        Ok(Self::at(dir))
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Self, Error> {
+        disk::create_dir(&*disk, &dir)?;
+        Ok(Self::at(disk, dir))
     }
 
     /// A directory that may be missing, to be read only.
-    pub(crate) fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+    pub(crate) fn at(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
+        Self { disk, dir }
     }
 }
 
-impl LogDir for LocalLog {
+impl LogDir for DiskLog {
     fn list(&self) -> Result<Vec<(Lsn, u64)>, Error> {
-        let names = blobs::list(&self.dir)?;
-        Ok(names
+        let entries = disk::list(&*self.disk, &self.dir)?;
+        Ok(entries
             .iter()
-            .filter_map(|(name, len)| Some((name.strip_suffix(".log")?.parse().ok()?, *len)))
+            .filter_map(|entry| Some((entry.name.strip_suffix(".log")?.parse().ok()?, entry.len)))
             .collect())
     }
 
     fn read(&self, first: Lsn) -> Result<Box<dyn Read>, Error> {
         let path = self.path(first);
-        let file = fs::File::open(&path).map_err(|error| Error::io(&path, error))?;
-        Ok(Box::new(io::BufReader::with_capacity(1 << 20, file)))
+        self.disk.read(&path).map_err(|error| Error::io(&path, error))
     }
 
     fn create(&self, first: Lsn) -> Result<Box<dyn LogFile>, Error> {
         let path = self.path(first);
-        let file = fs::File::create(&path).map_err(|error| Error::io(&path, error))?;
-        blobs::sync_parent(&path)?;
-        Ok(Box::new(LocalFile(file)))
+        let file = self.disk.create(&path).map_err(|error| Error::io(&path, error))?;
+        disk::sync_parent(&*self.disk, &path)?;
+        Ok(Box::new(DiskFile(file)))
     }
 
     fn truncate(&self, first: Lsn, len: u64) -> Result<(), Error> {
         let path = self.path(first);
-        fs::OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .and_then(|file| {
-                file.set_len(len)?;
-                file.sync_all()
-            })
-            .map_err(|error| Error::io(&path, error))
+        self.disk.truncate(&path, len).map_err(|error| Error::io(&path, error))
     }
 
     fn remove(&self, first: Lsn) -> Result<(), Error> {
-        blobs::remove_file(&self.path(first))
+        let path = self.path(first);
+        disk::remove_file(&*self.disk, &path)?;
+        disk::sync_parent(&*self.disk, &path)
     }
 
     fn path(&self, first: Lsn) -> PathBuf {
@@ -101,9 +95,9 @@ impl LogDir for LocalLog {
     }
 }
 
-struct LocalFile(fs::File);
+struct DiskFile(Box<dyn File>);
 
-impl LogFile for LocalFile {
+impl LogFile for DiskFile {
     fn append(&mut self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         while !parts.is_empty() {
             match self.0.write_vectored(parts) {
@@ -117,12 +111,11 @@ impl LogFile for LocalFile {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.0.sync_data()
+        self.0.sync()
     }
 
     fn truncate(&mut self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)?;
-        io::Seek::seek(&mut self.0, io::SeekFrom::Start(len)).map(|_| ())
+        self.0.truncate(len)
     }
 }
 
@@ -136,6 +129,8 @@ pub(crate) struct Files {
     /// The first lsn of the active file, whether it is there or not.
     active_first: Lsn,
     active_len: u64,
+    /// A file that could not be begun, and may be there all the same.
+    unfinished: Option<Lsn>,
 }
 
 impl Files {
@@ -149,8 +144,24 @@ impl Files {
             Err(Error::DiskFull(_)) => None,
             created => Some(created?),
         };
-        let active_len = FILE_HEADER as u64;
-        Ok(Self { dir, finished: finished.into(), active, active_first: next, active_len })
+        Ok(Self {
+            dir,
+            finished: finished.into(),
+            active,
+            active_first: next,
+            active_len: FILE_HEADER as u64,
+            unfinished: None,
+        })
+    }
+
+    /// Makes sure that a file which could not be begun is not there: recovery would take it for
+    /// the one that goes on where the active file ends.
+    fn settle(&mut self) -> Result<(), Error> {
+        if let Some(first) = self.unfinished {
+            self.dir.remove(first)?;
+            self.unfinished = None;
+        }
+        Ok(())
     }
 
     /// Appends to the active file. After an error the file is as before, durably, or the second
@@ -159,6 +170,7 @@ impl Files {
         &mut self,
         parts: &mut [IoSlice<'_>],
     ) -> Result<(), (Error, Option<Error>)> {
+        self.settle().map_err(|error| (error, None))?;
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let active = match &mut self.active {
             Some(active) => active,
@@ -192,7 +204,16 @@ impl Files {
         if next == self.active_first && self.active.is_some() {
             return Ok(());
         }
-        let active = create(&*self.dir, next)?;
+        self.unfinished = Some(next);
+        let active = match create(&*self.dir, next) {
+            Ok(active) => active,
+            Err(error) => {
+                // If it cannot be taken back now, then before the next write.
+                let _ = self.settle();
+                return Err(error);
+            }
+        };
+        self.unfinished = None;
         if self.active.replace(active).is_some() {
             self.finished.push_back((self.active_first, self.active_len));
         }

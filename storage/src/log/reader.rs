@@ -2,8 +2,10 @@
 //!
 //! A bad frame in the last file ends the log if it can be the remains of a write that was never
 //! acknowledged. That is so unless a later frame says that the bad one had been synced: then the
-//! file was damaged after the fact, which is an error that names file and offset. In any file but
-//! the last a bad frame is damage, because a file is synced before the next one begins.
+//! file was damaged after the fact, which is an error that names file and offset. So it is where
+//! the catalog or a manifest says that the log reached further; the catalog learns it when a node
+//! is stopped in good order. In any file but the last a bad frame is damage, because a file is
+//! synced before the next one begins.
 //!
 //! Memory is bounded by the largest frame, and by one file where its end is torn.
 
@@ -59,7 +61,7 @@ pub(crate) struct Replayed {
 }
 
 /// Reads the log from the file that holds `start`, shows every frame to `visit`, and cuts off a
-/// torn end.
+/// torn end. Frames below `reached` are known to have been on disk.
 ///
 /// # Errors
 /// [`Error::Corrupt`] with file and offset for damage and for missing files, and what `visit`
@@ -67,12 +69,13 @@ pub(crate) struct Replayed {
 pub(crate) fn replay(
     dir: &dyn LogDir,
     start: Lsn,
+    reached: Lsn,
     visit: &mut dyn FnMut(&Frame<'_>) -> Result<(), Error>,
 ) -> Result<Replayed, Error> {
     let files = dir.list()?;
     // Files wholly below the start may have outlived their removal.
     let oldest = files.iter().rposition(|&(first, _)| first <= start).unwrap_or(0);
-    let mut replay = Replay { dir, visit, next: start, ts: Ts::ZERO, frames: 0 };
+    let mut replay = Replay { dir, visit, reached, next: start, ts: Ts::ZERO, frames: 0 };
     let mut kept = files[..oldest.min(files.len())].to_vec();
     for (i, &(first, len)) in files.iter().enumerate().skip(oldest) {
         if i == oldest && first <= start {
@@ -96,12 +99,17 @@ pub(crate) fn replay(
         return Err(Error::corrupt(&dir.path(start), detail));
     }
     let Replay { next, ts, frames, .. } = replay;
+    if next < reached {
+        let detail = format!("the log ends before lsn {next}, but lsn {reached} was given already");
+        return Err(Error::corrupt(&dir.path(next), detail));
+    }
     Ok(Replayed { files: kept, next, ts, frames })
 }
 
 struct Replay<'a> {
     dir: &'a dyn LogDir,
     visit: &'a mut dyn FnMut(&Frame<'_>) -> Result<(), Error>,
+    reached: Lsn,
     next: Lsn,
     ts: Ts,
     frames: u64,
@@ -174,6 +182,9 @@ impl Replay<'_> {
 
     /// Decides whether the frame at `offset` of the last file was torn or damaged.
     fn check_torn(&self, first: Lsn, offset: u64, path: &Path) -> Result<(), Error> {
+        if self.next < self.reached {
+            return Err(damaged(path, offset, self.next));
+        }
         let mut bytes = Vec::new();
         self.dir.read(first)?.read_to_end(&mut bytes).map_err(|error| Error::io(path, error))?;
         let rest = &bytes[usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len())..];
@@ -198,10 +209,7 @@ impl Replay<'_> {
 }
 
 fn damaged(path: &Path, offset: u64, lsn: Lsn) -> Error {
-    Error::corrupt(
-        path,
-        format!("offset {offset}: frame {lsn} is damaged, and acknowledged frames follow it"),
-    )
+    Error::corrupt(path, format!("offset {offset}: frame {lsn} is damaged, which was on disk once"))
 }
 
 /// Reads the next frame with its padding; `None` if it is not there whole and sound.

@@ -9,13 +9,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::Lsn;
-use super::files::{Files, LocalLog, LogDir, LogFile};
+use super::files::{DiskLog, Files, LogDir, LogFile};
 use super::frame::{FILE_HEADER, FRAME_HEADER, Header};
 use super::reader::{Replayed, replay};
 use super::record::{Change, Record};
 use super::writer::{Apply, CommitLog, LogControl, LogSize};
 use crate::Error;
 use crate::clock::{HybridClock, Ts, Wall};
+use crate::disk::LocalDisk;
 use crate::engine::Durability;
 use crate::keys::Keys;
 
@@ -218,7 +219,7 @@ async fn write(log: &Log, key: i64) -> Result<(Ts, usize), Error> {
 
 fn read(dir: &dyn LogDir, start: Lsn) -> Result<(Vec<i64>, Replayed), Error> {
     let mut keys = Vec::new();
-    let replayed = replay(dir, start, &mut |frame| {
+    let replayed = replay(dir, start, 0, &mut |frame| {
         let Change::Delete { keys: Keys::Int(found), .. } = frame.record()?.change else {
             panic!("unexpected record");
         };
@@ -245,7 +246,7 @@ async fn two_files() -> Disk {
 #[tokio::test]
 async fn what_was_written_is_replayed_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || LocalLog::open(&dir.path().join("log")).unwrap();
+    let open = || DiskLog::open(Arc::new(LocalDisk), dir.path().join("log")).unwrap();
     let memory = Memory::default();
     let log =
         start_at(open(), Replayed { files: vec![], next: 1, ts: Ts::ZERO, frames: 0 }, &memory);

@@ -125,7 +125,7 @@ pub(crate) struct CommitLog<C> {
     room: Arc<Semaphore>,
     poison: Arc<ArcSwapOption<String>>,
     stats: Arc<LogStats>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<Option<Lsn>>>>,
 }
 
 #[derive(Debug)]
@@ -221,14 +221,14 @@ impl<C: Send + 'static> CommitLog<C> {
         }
     }
 
-    /// Finishes what is queued, syncs and ends the thread. Blocks.
-    pub(crate) fn stop(&self) {
-        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // An error means that the thread has ended already.
-            let _ = self.queue.send(Item::Stop);
-            let _ = thread.join();
-        }
+    /// Finishes what is queued, syncs and ends the thread. Blocks. Returns the lsn below which
+    /// every record is on disk; `None` if the thread had ended or could not sync.
+    pub(crate) fn stop(&self) -> Option<Lsn> {
+        let thread =
+            self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()?;
+        // An error means that the thread has ended already.
+        let _ = self.queue.send(Item::Stop);
+        thread.join().ok().flatten()
     }
 }
 
@@ -341,7 +341,7 @@ struct LogThread<A: Apply> {
 }
 
 impl<A: Apply> LogThread<A> {
-    fn run(mut self) {
+    fn run(mut self) -> Option<Lsn> {
         while let Some(item) = self.next_item() {
             let mut group = Vec::new();
             let last = self.gather(item, &mut group);
@@ -353,8 +353,12 @@ impl<A: Apply> LogThread<A> {
             }
         }
         // Without this, an asynchronous log would lose its last records to a later power cut.
-        if self.shared.check().is_ok() && self.shared.sync().is_err() {
-            tracing::error!("the log could not be synced at the end");
+        match self.shared.check().and_then(|()| self.shared.sync()) {
+            Ok(()) => Some(self.shared.synced),
+            Err(error) => {
+                tracing::error!(%error, "the log could not be synced at the end");
+                None
+            }
         }
     }
 

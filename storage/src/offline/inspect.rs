@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::ReadOnlyLog;
 use crate::Error;
+use crate::disk::{self, LocalDisk};
 use crate::document;
 use crate::log::Lsn;
 use crate::log::reader::replay;
@@ -83,14 +84,14 @@ fn log(path: &Path, out: &mut dyn Write) -> Result<(), Error> {
     let (dir, start) = match number(path) {
         Some(first) if path.is_file() => (path.parent().unwrap_or(Path::new(".")), first),
         _ => {
-            let names = crate::blobs::list(path)?;
-            let first = names.iter().find_map(|(name, _)| number(Path::new(name)));
+            let names = disk::list(&LocalDisk, path)?;
+            let first = names.iter().find_map(|found| number(Path::new(&found.name)));
             (path, first.ok_or_else(|| Error::corrupt(path, "there is no log file in it"))?)
         }
     };
     let only = path.is_file().then_some(path);
     let log = ReadOnlyLog::at(dir);
-    replay(&log, start, &mut |frame| {
+    replay(&log, start, 0, &mut |frame| {
         if only.is_some_and(|only| only.file_name() != frame.path.file_name()) {
             return Ok(());
         }

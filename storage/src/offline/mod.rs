@@ -12,12 +12,14 @@ mod verify;
 use std::cell::Cell;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::Error;
+use crate::disk::LocalDisk;
 use crate::log::Lsn;
-use crate::log::files::{LocalLog, LogDir, LogFile};
+use crate::log::files::{DiskLog, LogDir, LogFile};
 use crate::segment::sealed::Repair;
 pub use inspect::{Kind, inspect};
 pub use repair::{Repaired, repair};
@@ -92,13 +94,13 @@ impl Repair for NoRepair {
 
 /// The log of a stopped node; remembers where its torn end would be cut off instead of cutting.
 struct ReadOnlyLog {
-    files: LocalLog,
+    files: DiskLog,
     torn: Cell<Option<(Lsn, u64)>>,
 }
 
 impl ReadOnlyLog {
     fn at(dir: &Path) -> Self {
-        Self { files: LocalLog::at(dir), torn: Cell::new(None) }
+        Self { files: DiskLog::at(Arc::new(LocalDisk), dir.to_owned()), torn: Cell::new(None) }
     }
 }
 

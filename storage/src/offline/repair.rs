@@ -12,16 +12,17 @@ use fs_err as fs;
 
 use super::{NoRepair, ReadOnlyLog};
 use crate::Error;
-use crate::blobs::{self, Blobs, Published};
+use crate::blobs::{Blobs, Published};
 use crate::catalog::CollectionInfo;
 use crate::catalog::store::CatalogStore;
 use crate::clock::Ts;
+use crate::disk::{self, DirLock, LocalDisk};
 use crate::log::Lsn;
-use crate::log::files::{LocalLog, LogDir};
+use crate::log::files::{DiskLog, LogDir};
 use crate::log::frame::{FRAME_HEADER, Header, file_header, padding};
 use crate::log::reader::replay;
 use crate::manifest::{Edit, Manifests, SegmentEntry, collection_dir};
-use crate::recover::{DirLock, LOG_DIR, open_deletes};
+use crate::recover::{LOG_DIR, open_deletes};
 use crate::segment::delete::DeleteMask;
 use crate::segment::sealed::SealedSegment;
 use crate::segment::section_file;
@@ -47,7 +48,7 @@ pub struct Repaired {
 /// [`Error::Locked`] while a process has the directory open, [`Error::Corrupt`] if the catalog is
 /// damaged: it holds the schemas, so only a copy of it helps.
 pub fn repair(dir: &Path, act: bool) -> Result<Repaired, Error> {
-    let blobs = Blobs::open(dir)?;
+    let blobs = Blobs::open(Arc::new(LocalDisk), dir)?;
     let _lock = DirLock::take_if_there(dir)?;
     let catalog = CatalogStore::peek(&blobs)?
         .ok_or_else(|| Error::corrupt(&blobs.path("catalog"), "there is no catalog"))?;
@@ -56,7 +57,7 @@ pub fn repair(dir: &Path, act: bool) -> Result<Repaired, Error> {
     for info in catalog.all_collections() {
         floor = floor.max(work.collection(info)?);
     }
-    work.log(catalog.log_start(), floor)?;
+    work.log(catalog.log_start(), floor.max(catalog.log_end()))?;
     Ok(work.done)
 }
 
@@ -78,11 +79,11 @@ impl Work {
             return Ok(());
         }
         if let Some(parent) = to.parent() {
-            blobs::create_dir(parent)?;
+            disk::create_dir(&LocalDisk, parent)?;
         }
         fs::rename(&from, &to).map_err(|error| Error::io(&from, error))?;
-        blobs::sync_parent(&to)?;
-        blobs::sync_parent(&from)
+        disk::sync_parent(&LocalDisk, &to)?;
+        disk::sync_parent(&LocalDisk, &from)
     }
 
     /// Mends a collection; returns its log floor.
@@ -103,7 +104,7 @@ impl Work {
             }
             Err(error) => return Err(error),
         };
-        let dir = Arc::new(Published::new(self.blobs.path(&collection_dir(info.id))));
+        let dir = Arc::new(self.blobs.published(&collection_dir(info.id)));
         let mut edit = Edit::default();
         let mut bare = Vec::new();
         let mut sound = Vec::new();
@@ -112,7 +113,7 @@ impl Work {
                 continue;
             }
             match open_whole(&dir, info, entry) {
-                Ok(sealed) => match open_deletes(dir.path(), entry) {
+                Ok(sealed) => match open_deletes(&dir, entry) {
                     Ok(_) => sound.push(sealed),
                     Err(error) => bare.push((entry, sealed, error)),
                 },
@@ -166,14 +167,14 @@ impl Work {
     }
 
     /// Ends the log before its first damaged record. `floor` is the lsn up to which collections
-    /// hold what was logged.
+    /// hold what was logged, or the catalog knows that something was.
     fn log(&mut self, start: Lsn, floor: Lsn) -> Result<(), Error> {
         let path = self.blobs.path(LOG_DIR);
         let log = ReadOnlyLog::at(&path);
         // Of the last sound record: its file, where it ends in it, the lsn after it, its time.
         let mut good: Option<(PathBuf, u64)> = None;
         let (mut next, mut ts) = (start, Ts::ZERO);
-        let replayed = replay(&log, start, &mut |frame| {
+        let replayed = replay(&log, start, 0, &mut |frame| {
             let len = FRAME_HEADER + frame.body.len() + padding(frame.body.len());
             good = Some((frame.path.to_owned(), frame.offset + len as u64));
             next = frame.lsn + 1;
@@ -223,10 +224,10 @@ impl Work {
             // The copy first: a repair that dies here is begun again on the damaged file.
             let copy = self.blobs.path(&format!("{DAMAGED_DIR}/{key}"));
             if let Some(parent) = copy.parent() {
-                blobs::create_dir(parent)?;
+                disk::create_dir(&LocalDisk, parent)?;
             }
             fs::copy(&path, &copy).map_err(|error| Error::io(&copy, error))?;
-            LocalLog::at(&self.blobs.path(LOG_DIR)).truncate(*first, *end)?;
+            DiskLog::at(Arc::new(LocalDisk), self.blobs.path(LOG_DIR)).truncate(*first, *end)?;
         }
         self.continue_log(next, floor.max(next), ts)
     }

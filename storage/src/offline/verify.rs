@@ -10,12 +10,13 @@ use crate::Error;
 use crate::blobs::{Blobs, Published};
 use crate::catalog::store::CatalogStore;
 use crate::catalog::{CatalogView, CollectionInfo};
+use crate::disk::{DirLock, Entry, LocalDisk};
 use crate::keys::KeyRef;
 use crate::log::Lsn;
 use crate::log::files::LogDir;
 use crate::log::reader::replay;
 use crate::manifest::{Manifest, Manifests, SegmentEntry, collection_dir};
-use crate::recover::{DATA_DIR, DirLock, LOG_DIR, open_deletes};
+use crate::recover::{DATA_DIR, LOG_DIR, open_deletes};
 use crate::segment::delete::DeleteMask;
 use crate::segment::sealed::SealedSegment;
 
@@ -27,7 +28,7 @@ use crate::segment::sealed::SealedSegment;
 /// [`Error::Locked`] while a process has the directory open; [`Error::Io`] if there is none.
 /// Damage is no error but a finding.
 pub fn verify(dir: &Path, deep: bool) -> Result<Report, Error> {
-    let blobs = Blobs::open(dir)?;
+    let blobs = Blobs::open(Arc::new(LocalDisk), dir)?;
     let _lock = DirLock::take_if_there(dir)?;
     let mut check = Check { blobs, report: Report { deep, ..Report::default() }, deep };
     check.run()?;
@@ -81,7 +82,7 @@ impl Check {
             }
         }
         let known = |name: &str| name.parse().is_ok_and(|id| catalog.by_id(id).is_some());
-        for (name, _) in data.iter().filter(|(name, _)| !known(name)) {
+        for Entry { name, .. } in data.iter().filter(|found| !known(&found.name)) {
             let path = self.blobs.path(&format!("{DATA_DIR}/{name}"));
             self.report.note(Severity::Leftover, &path, "the catalog has no such collection");
         }
@@ -95,7 +96,7 @@ impl Check {
 
     fn collection(&mut self, info: &CollectionInfo, manifest: &Manifest) -> Result<(), Error> {
         let key = collection_dir(info.id);
-        let dir = Arc::new(Published::new(self.blobs.path(&key)));
+        let dir = Arc::new(self.blobs.published(&key));
         if manifest.schema_version > info.schema.version {
             let problem = format!(
                 "the manifest has rows of schema version {}, the catalog only knows {}",
@@ -118,9 +119,9 @@ impl Check {
             self.keys_live_once(dir.path(), &opened);
         }
         let live: HashSet<&str> = manifest.files().map(|(file, _)| file).collect();
-        for (name, _) in self.blobs.list(&key)? {
-            let path = dir.path().join(&name);
-            if !live.contains(name.as_str()) && path.is_file() {
+        for Entry { name, is_dir, .. } in self.blobs.list(&key)? {
+            if !live.contains(name.as_str()) && !is_dir {
+                let path = dir.path().join(&name);
                 self.report.note(Severity::Leftover, &path, "no manifest names it");
             }
         }
@@ -135,7 +136,7 @@ impl Check {
         entry: &SegmentEntry,
     ) -> Option<Opened> {
         let path = dir.path().join(&entry.data.file);
-        let deletes = open_deletes(dir.path(), entry)
+        let deletes = open_deletes(dir, entry)
             .map_err(|error| self.report.note_error(Severity::Damage, &path, &error))
             .ok();
         let sealed = SealedSegment::open(dir, &info.schema, entry, Arc::new(NoRepair))
@@ -198,7 +199,7 @@ impl Check {
         let start = catalog.log_start();
         let (mut records, mut unreadable) = (0, Vec::new());
         let deep = self.deep;
-        let replayed = replay(&log, start, &mut |frame| {
+        let replayed = replay(&log, start, catalog.log_end(), &mut |frame| {
             records += 1;
             if deep
                 && catalog.by_id(frame.collection).is_some()

@@ -9,8 +9,9 @@ use elanus_index::{Bounds, SparseRow};
 use proptest::prelude::*;
 
 use super::*;
-use crate::blobs::{Blobs, Published};
+use crate::blobs::Blobs;
 use crate::clock::Ts;
+use crate::disk::LocalDisk;
 use crate::filter::{Templates, compile};
 use crate::schema::Schema;
 use crate::segment::delete::DeleteMask;
@@ -64,9 +65,9 @@ fn fixture(shapes: &[Shape], keys: &[i64], deleted: &[i64], back: u64) -> Fixtur
     let schema = Arc::new(every_type());
     let source = rows(&schema, keys.len(), 0);
     let dir = tempfile::tempdir().unwrap();
-    let blobs = Blobs::open(dir.path()).unwrap();
+    let blobs = Blobs::open(Arc::new(LocalDisk), dir.path()).unwrap();
     fs_err::create_dir_all(blobs.path("data/7")).unwrap();
-    let published = Arc::new(Published::new(blobs.path("data/7")));
+    let published = Arc::new(blobs.published("data/7"));
 
     let mut model: Vec<Vec<ModelRow>> = Vec::new();
     let mut growing: Vec<(GrowingBuilder, DeleteMask)> = Vec::new();

@@ -4,7 +4,6 @@
 //! error: it is put aside, searches look at the rows, and upkeep builds it anew. A file is opened
 //! when it is first needed; its sections are verified then and read in place.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use arrow_array::cast::AsArray;
@@ -46,8 +45,8 @@ impl Opened {
 }
 
 impl Index {
-    pub(super) fn new(dir: &Path, entry: IndexFile) -> Self {
-        let file = Published::new(dir.join(&entry.sections.file));
+    pub(super) fn new(dir: &Published, entry: IndexFile) -> Self {
+        let file = dir.file(&entry.sections.file);
         Self { entry, file, opened: OnceLock::new() }
     }
 
@@ -95,7 +94,7 @@ impl Index {
 
     fn read(&self, rows: usize, field: &Field, column: &ArrayRef) -> Result<Opened, Error> {
         let path = self.file.path();
-        let sections = SectionFile::open(path, &self.entry.sections)?;
+        let sections = SectionFile::open(&self.file, &self.entry.sections)?;
         if sections.rows() != rows {
             let detail =
                 format!("the index covers {} rows, the segment has {rows}", sections.rows());

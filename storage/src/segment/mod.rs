@@ -8,7 +8,6 @@
 
 pub(crate) mod delete;
 mod digest;
-mod file;
 pub(crate) mod growing;
 pub(crate) mod index;
 pub(crate) mod seal;

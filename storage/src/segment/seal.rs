@@ -20,7 +20,6 @@ use elanus_index::{Cancel, Progress, Row};
 use super::Segment;
 use super::delete::DeleteMask;
 use super::digest::column_crc;
-use super::file::map;
 use super::index;
 use super::sealed::{self, CHECKSUMS, COLLECTION, FORMAT, FORMAT_KEY, SEGMENT};
 use crate::Error;
@@ -177,7 +176,7 @@ fn gather_in_file(
         }
         Ok(())
     })?;
-    let mapped = map(&path, len);
+    let mapped = blobs.published(&key).map(len);
     blobs.delete(&key)?;
     let values = mapped?;
     let nulls = parts
@@ -257,7 +256,7 @@ pub(crate) fn write(
         writer.finish().map_err(failed)
     })?;
     work.check()?;
-    let data = sealed::describe(&path, file, len)?;
+    let data = sealed::describe(file, &blobs.published(&key), len)?;
     let indexes = (schema.fields.iter())
         .filter(|field| field.data_type == DataType::SparseFloatVector)
         .map(|field| {

@@ -20,11 +20,11 @@ use arrow_schema::SchemaRef;
 use elanus_index::{Metric, RowMask, VectorIndex};
 
 use super::digest::column_crc;
-use super::file::map;
 use super::index::{Index, Opened};
 use crate::Error;
 use crate::blobs::Published;
 use crate::clock::Ts;
+use crate::disk::{Disk, LocalDisk};
 use crate::keys::KeyColumn;
 use crate::manifest::{DataFile, IndexFile, IndexKind, SegmentEntry};
 use crate::schema::{Field, Schema, TS};
@@ -78,20 +78,19 @@ impl SealedSegment {
         entry: &SegmentEntry,
         repair: Arc<dyn Repair>,
     ) -> Result<Self, Error> {
-        let path = dir.path().join(&entry.data.file);
-        let bytes = map(&path, entry.data.len)?;
-        let layout = Layout::of(bytes).map_err(|detail| Error::corrupt(&path, detail))?;
-        layout.check(entry).map_err(|detail| Error::corrupt(&path, detail))?;
+        let file = dir.file(&entry.data.file);
+        let bytes = file.map(entry.data.len)?;
+        let layout = Layout::of(bytes).map_err(|detail| Error::corrupt(file.path(), detail))?;
+        layout.check(entry).map_err(|detail| Error::corrupt(file.path(), detail))?;
         let columns = layout.schema.fields().iter().map(|_| OnceLock::new()).collect();
-        let indexes = (entry.indexes.iter())
-            .map(|index| Arc::new(Index::new(dir.path(), index.clone())))
-            .collect();
+        let indexes =
+            (entry.indexes.iter()).map(|index| Arc::new(Index::new(dir, index.clone()))).collect();
         Ok(Self {
             id: entry.id,
             rows: entry.rows as usize,
             min_ts: entry.min_ts,
             max_ts: entry.max_ts,
-            file: Published::new(path),
+            file,
             dir: Arc::clone(dir),
             layout,
             columns,
@@ -234,7 +233,7 @@ impl SealedSegment {
     /// Puts an index in the place of the one that the field had, whose file goes with its last
     /// reader.
     pub(crate) fn put_index(&self, entry: IndexFile) {
-        let index = Arc::new(Index::new(self.dir.path(), entry));
+        let index = Arc::new(Index::new(&self.dir, entry));
         self.replace_index(index.field(), Some(&index));
     }
 
@@ -374,8 +373,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Decodes and verifies a column.
-    fn column(&self, at: usize, rows: usize) -> Result<ArrayRef, String> {
+    fn decode(&self, at: usize) -> Result<ArrayRef, String> {
         let name = self.schema.field(at).name();
         let message =
             self.bytes.slice_with_length(self.block_start, self.body_end - self.block_start);
@@ -384,7 +382,13 @@ impl Layout {
             .read_record_batch(&self.block, &message)
             .map_err(|error| format!("column `{name}`: {error}"))?
             .ok_or_else(|| format!("offset {}: no batch is there", self.block_start))?;
-        let column = Arc::clone(batch.column(0));
+        Ok(Arc::clone(batch.column(0)))
+    }
+
+    /// Decodes and verifies a column.
+    fn column(&self, at: usize, rows: usize) -> Result<ArrayRef, String> {
+        let name = self.schema.field(at).name();
+        let column = self.decode(at)?;
         if column.len() != rows {
             return Err(format!(
                 "column `{name}` has {} rows, the manifest says {rows}",
@@ -404,8 +408,9 @@ impl Layout {
 }
 
 /// The manifest's entry for a data file that was just written.
-pub(super) fn describe(path: &Path, file: String, len: u64) -> Result<DataFile, Error> {
-    let layout = Layout::of(map(path, len)?).map_err(|detail| Error::corrupt(path, detail))?;
+pub(super) fn describe(file: String, written: &Published, len: u64) -> Result<DataFile, Error> {
+    let layout =
+        Layout::of(written.map(len)?).map_err(|detail| Error::corrupt(written.path(), detail))?;
     Ok(DataFile { file, len, head_crc32c: layout.head_crc(), footer_crc32c: layout.footer_crc() })
 }
 
@@ -414,8 +419,8 @@ pub(super) fn describe(path: &Path, file: String, len: u64) -> Result<DataFile, 
 /// # Errors
 /// [`Error::Corrupt`] if its footer cannot be read.
 pub(crate) fn inspect(path: &Path) -> Result<serde_json::Value, Error> {
-    let len = fs_err::metadata(path).map_err(|error| Error::io(path, error))?.len();
-    let layout = Layout::of(map(path, len)?).map_err(|detail| Error::corrupt(path, detail))?;
+    let bytes = LocalDisk.map(path).map_err(|error| Error::io(path, error))?;
+    let layout = Layout::of(bytes).map_err(|detail| Error::corrupt(path, detail))?;
     let rows = layout.rows().map_err(|detail| Error::corrupt(path, detail))?;
     let columns: Vec<serde_json::Value> = (layout.schema.fields().iter().enumerate())
         .map(|(at, field)| {
@@ -430,7 +435,7 @@ pub(crate) fn inspect(path: &Path) -> Result<serde_json::Value, Error> {
         .collect();
     Ok(serde_json::json!({
         "rows": rows,
-        "len": len,
+        "len": layout.bytes.len(),
         "metadata": (layout.metadata.iter())
             .filter(|(key, _)| *key != CHECKSUMS)
             .collect::<HashMap<_, _>>(),

@@ -14,9 +14,9 @@ use arrow_buffer::Buffer;
 use elanus_index::Sections;
 use serde::{Deserialize, Serialize};
 
-use super::file::map;
 use crate::Error;
-use crate::blobs::Blobs;
+use crate::blobs::{Blobs, Published};
+use crate::disk::{Disk, LocalDisk};
 use crate::manifest::SectionsFile;
 
 const MAGIC: [u8; 8] = *b"ELANSECT";
@@ -107,11 +107,11 @@ impl SectionFile {
     ///
     /// # Errors
     /// [`Error::Corrupt`] if it is missing or is not what the manifest says.
-    pub(crate) fn open(path: &Path, entry: &SectionsFile) -> Result<Self, Error> {
-        let bytes = map(path, entry.len)?;
+    pub(crate) fn open(file: &Published, entry: &SectionsFile) -> Result<Self, Error> {
+        let bytes = file.map(entry.len)?;
         let (rows, table) =
-            parse(&bytes, entry.crc32c).map_err(|detail| Error::corrupt(path, detail))?;
-        Ok(Self { path: path.to_owned(), bytes, rows, table })
+            parse(&bytes, entry.crc32c).map_err(|detail| Error::corrupt(file.path(), detail))?;
+        Ok(Self { path: file.path().to_owned(), bytes, rows, table })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -224,8 +224,8 @@ fn parse(bytes: &[u8], expected_crc: u32) -> Result<(usize, Vec<Entry>), String>
 /// # Errors
 /// [`Error::Corrupt`] if its header or its table is damaged.
 pub(crate) fn inspect(path: &Path) -> Result<serde_json::Value, Error> {
-    let len = fs_err::metadata(path).map_err(|error| Error::io(path, error))?.len();
-    let bytes = map(path, len)?;
+    let bytes = LocalDisk.map(path).map_err(|error| Error::io(path, error))?;
+    let len = bytes.len();
     let stored = bytes.get(12..16).and_then(|crc| crc.try_into().ok()).map(u32::from_le_bytes);
     let (rows, table) =
         parse(&bytes, stored.unwrap_or_default()).map_err(|detail| Error::corrupt(path, detail))?;
@@ -247,25 +247,27 @@ pub(crate) fn inspect(path: &Path) -> Result<serde_json::Value, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
-    fn sample() -> (tempfile::TempDir, PathBuf, SectionsFile) {
+    fn sample() -> (tempfile::TempDir, Published, SectionsFile) {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(Arc::new(LocalDisk), dir.path()).unwrap();
         let sections = [
             Section::new("a", vec![7; 100]),
             Section::new("b", vec![]),
             Section::new("c", vec![1]),
         ];
         let file = write(&blobs, ".", "x.idx", 9, &sections).unwrap();
-        let path = dir.path().join("x.idx");
-        (dir, path, file)
+        let published = blobs.published("x.idx");
+        (dir, published, file)
     }
 
     #[test]
     fn sections_are_read_back_aligned() {
-        let (_dir, path, entry) = sample();
-        let file = SectionFile::open(&path, &entry).unwrap();
+        let (_dir, published, entry) = sample();
+        let file = SectionFile::open(&published, &entry).unwrap();
         assert_eq!(file.rows(), 9);
         assert_eq!(file.section("a").unwrap().unwrap().as_slice(), &[7; 100]);
         assert_eq!(file.section("c").unwrap().unwrap().as_ptr().addr() % ALIGN, 0);
@@ -277,25 +279,26 @@ mod tests {
 
     #[test]
     fn any_damage_is_named_with_its_file_or_does_not_matter() {
-        let (_dir, path, entry) = sample();
+        let (_dir, published, entry) = sample();
+        let path = published.path().to_owned();
         let sound = fs_err::read(&path).unwrap();
         let content = |file: SectionFile| {
             file.verified()
                 .map(|all| all.sections.iter().map(|(_, b)| b.to_vec()).collect::<Vec<_>>())
         };
-        let expected = content(SectionFile::open(&path, &entry).unwrap()).unwrap();
+        let expected = content(SectionFile::open(&published, &entry).unwrap()).unwrap();
         for at in 0..sound.len() {
             let mut damaged = sound.clone();
             damaged[at] ^= 0x40;
             fs_err::write(&path, &damaged).unwrap();
-            match SectionFile::open(&path, &entry).and_then(content) {
+            match SectionFile::open(&published, &entry).and_then(content) {
                 Ok(found) => assert_eq!(found, expected, "byte {at}"),
                 Err(error) => assert!(error.to_string().contains("x.idx"), "{error}"),
             }
         }
         for len in 0..sound.len() {
             fs_err::write(&path, &sound[..len]).unwrap();
-            let error = SectionFile::open(&path, &entry).unwrap_err().to_string();
+            let error = SectionFile::open(&published, &entry).unwrap_err().to_string();
             assert!(error.contains("x.idx"), "{error}");
         }
     }

@@ -16,6 +16,7 @@ use super::sealed::{Repair, SealedSegment};
 use super::testing::{NoScratch, every_type, field, rows, schema};
 use super::*;
 use crate::blobs::{Blobs, Published};
+use crate::disk::LocalDisk;
 use crate::manifest::{IndexKind, SegmentEntry};
 use crate::schema::{DataType, Schema, Value};
 
@@ -39,9 +40,9 @@ struct Files {
 impl Files {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(Arc::new(LocalDisk), dir.path()).unwrap();
         fs_err::create_dir_all(blobs.path("data/7")).unwrap();
-        let data = Arc::new(Published::new(blobs.path("data/7")));
+        let data = Arc::new(blobs.published("data/7"));
         Self { _dir: dir, blobs, dir: data, told: Arc::default() }
     }
 
@@ -220,7 +221,8 @@ fn columns_are_the_same_whether_put_together_in_memory_or_in_a_file() {
     let (in_memory, in_file) = (sort(&NoScratch as &dyn Work), sort(&scratch));
     assert_eq!(in_memory.batch, in_file.batch);
     assert_eq!(in_memory.order, in_file.order);
-    let left: Vec<String> = files.blobs.list("data/7").unwrap().into_iter().map(|f| f.0).collect();
+    let left: Vec<String> =
+        files.blobs.list("data/7").unwrap().into_iter().map(|f| f.name).collect();
     assert!(!left.iter().any(|name| name.ends_with("scratch")), "{left:?}");
 }
 
@@ -358,7 +360,9 @@ fn delete_masks_survive_their_file() {
     let sections = mask.to_sections().unwrap();
     let file = section_file::write(&files.blobs, "data/7", "3-1.del", 90, &sections).unwrap();
     let path = files.path("3-1.del");
-    let open = || DeleteMask::from_file(&section_file::SectionFile::open(&path, &file)?);
+    let open = || {
+        DeleteMask::from_file(&section_file::SectionFile::open(&files.dir.file("3-1.del"), &file)?)
+    };
     let opened = open().unwrap();
     for ts in [10, 20, 99] {
         let (mut a, mut b) = (RowMask::all(90), RowMask::all(90));
@@ -378,7 +382,7 @@ fn delete_masks_survive_their_file() {
     // A mask of another, shorter segment.
     let sections = mask.to_sections().unwrap();
     let file = section_file::write(&files.blobs, "data/7", "4-1.del", 40, &sections).unwrap();
-    let file = section_file::SectionFile::open(&files.path("4-1.del"), &file).unwrap();
+    let file = section_file::SectionFile::open(&files.dir.file("4-1.del"), &file).unwrap();
     let error = DeleteMask::from_file(&file).unwrap_err().to_string();
     assert!(error.contains("beyond the end"), "{error}");
 }

@@ -423,8 +423,9 @@ async fn the_catalog_comes_back_as_it_was() {
     assert_eq!(engine.catalog().version(), version, "a change that changes nothing is no version");
     let index = NewIndex { name: "i".into(), field: "terms".into(), ..NewIndex::default() };
     engine.create_index(DEFAULT_DB, "renamed", index).await.unwrap();
-    let before = engine.catalog();
+    // Notes how far the log has come.
     engine.shutdown().await;
+    let before = engine.catalog();
     drop((engine, collection));
     let engine = open(dir.path()).await;
     assert_eq!(engine.catalog().as_ref(), before.as_ref());

@@ -162,7 +162,7 @@ async fn run(seed: u64, steps: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_engine_agrees_with_a_map() {
-    for seed in 1..=6 {
+    for seed in 1..=8 {
         run(seed, 250).await;
     }
 }
