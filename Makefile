@@ -5,6 +5,7 @@
 #   make test     everything that CI runs
 #   make check    the part of it that runs no test: format, clippy, documentation, dependencies
 #   make bench    the benchmarks of the index crate
+#   make soak     a long mixed run with kills: SEED=7 HOURS=2
 #   make help     this list
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench build venv models fmt clippy doc deny rust-test python-test clean
+.PHONY: help demo test check bench soak build venv models fmt clippy doc deny rust-test python-test clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +35,15 @@ check: fmt clippy doc deny
 
 bench:
 	cargo bench -p elanus-index
+
+SEED  ?= 1
+HOURS ?= 1
+
+soak: build
+	ELANUS_SEED=$(SEED) ELANUS_SECONDS=$$(( $(HOURS) * 3600 )) \
+	  cargo test --release --workspace --test soak -- --ignored --nocapture
+	ELANUS_SEED=$(SEED) ELANUS_STEPS=$$(( $(HOURS) * 50000 )) \
+	  cargo test --release --workspace --test engine a_long_run -- --ignored --nocapture
 
 build:
 	@echo "== build the node"

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +29,7 @@ const MESSAGE_BYTES: usize = 256 << 20;
 /// directory; if that happens while a test fails, the end of the node's log is printed.
 pub struct TestNode {
     home: TempDir,
+    data_dir: PathBuf,
     child: Option<Child>,
     grpc: String,
     ops: String,
@@ -40,8 +41,22 @@ impl TestNode {
     /// # Errors
     /// When the binary is missing, or the node ends or is not ready in time; with its log.
     pub fn start() -> Result<Self> {
-        let home = tempfile::Builder::new().prefix("elanus-test-").tempdir()?;
-        let mut node = Self { home, child: None, grpc: String::new(), ops: String::new() };
+        let home = home()?;
+        let data_dir = home.path().join("data");
+        Self::start_on(home, data_dir)
+    }
+
+    /// Starts a node on a data directory that outlives it.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(data_dir: &Path) -> Result<Self> {
+        Self::start_on(home()?, data_dir.to_owned())
+    }
+
+    fn start_on(home: TempDir, data_dir: PathBuf) -> Result<Self> {
+        let (grpc, ops) = (String::new(), String::new());
+        let mut node = Self { home, data_dir, child: None, grpc, ops };
         node.reopen()?;
         Ok(node)
     }
@@ -139,8 +154,8 @@ impl TestNode {
     }
 
     /// The directory that holds everything the node keeps.
-    pub fn data_dir(&self) -> PathBuf {
-        self.home.path().join("data")
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     /// What the node has said so far, over all its lives.
@@ -196,6 +211,10 @@ impl Drop for TestNode {
             eprintln!("{}", self.log_tail());
         }
     }
+}
+
+fn home() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("elanus-test-").tempdir()?)
 }
 
 /// The binary under test: `ELANUS_BIN`, or the one that cargo built next to this test.

@@ -4,6 +4,14 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
+/// A number from the environment, or `default`: how long a test runs that can run longer.
+pub fn from_env(name: &str, default: usize) -> usize {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is a whole number")),
+        Err(_) => default,
+    }
+}
+
 /// A seeded generator.
 pub struct Random(SmallRng);
 

@@ -1,68 +1,34 @@
-//! Nothing acknowledged is lost when the process is killed, at whatever moment.
-//!
-//! Writers own disjoint ranges of keys and keep a ledger of what was acknowledged. A call that was
-//! cut off is in doubt: it may have happened or not, but as a whole. After each kill the node is
-//! reopened and everything it holds is compared with the ledger. Meanwhile rows are flushed and
-//! compacted, and a graph is built anew over all that was, so that kills fall into these as well.
+//! Nothing acknowledged is lost when the process is killed, at whatever moment: in the middle of
+//! a write, a flush, a compaction or the build of an index.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use elanus_proto::milvus::{
-    DeleteRequest, FlushRequest, InsertRequest, ManualCompactionRequest, UpsertRequest,
-};
-use elanus_proto::schema::FieldData;
-use elanus_tests::wire::{self, Client};
-use elanus_tests::{Random, TestNode};
+use elanus_tests::ledger::{self, End, Ledger};
+use elanus_tests::{Random, TestNode, from_env};
 
-const ROUNDS: usize = 20;
 const WRITERS: usize = 4;
-const COLLECTION: &str = "ledger";
-const DIM: usize = 4;
-/// Keys of one writer lie in `writer * RANGE ..`; all of them are exact as `f32`.
-const RANGE: i64 = 1 << 20;
 /// Rows that nobody changes, of one more writer: they make building the graph take as long as a
 /// round.
 const QUIET_ROWS: i64 = 12_000;
-/// The most rows that one search or query may return.
-const PAGE: usize = 16_384;
-
-/// What one writer knows: the version of each row that is there, and which keys are free.
-#[derive(Default)]
-struct Ledger {
-    rows: BTreeMap<i64, i64>,
-    next_key: i64,
-    next_version: i64,
-    /// The call that was cut off: what it would have made of some rows (`None` is deleted).
-    doubt: Option<Vec<(i64, Option<i64>)>>,
-    acknowledged: usize,
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_find_every_acknowledged_row_after_the_node_was_killed() {
     let seed = Random::seed_from_env(20_261_121);
+    let rounds = from_env("ELANUS_ROUNDS", 20);
     let mut random = Random::new(seed);
     let mut node = TestNode::start().unwrap();
     let mut client = node.client().await.unwrap();
-    let schema = wire::counting_schema(COLLECTION, &["writer", "version"], DIM);
-    let index = [("index_type", "HNSW"), ("M", "16"), ("efConstruction", "400")];
-    wire::create_and_load_with(&mut client, &schema, &index).await.unwrap();
-    let mut quiet = Ledger::default();
-    let keys: Vec<i64> = (0..QUIET_ROWS).map(|key| WRITERS as i64 * RANGE + key).collect();
-    for keys in keys.chunks(4_000) {
-        let answer = client.insert(insert(WRITERS, keys, 1)).await.unwrap();
-        wire::check(answer.get_ref().status.as_ref()).unwrap();
-        quiet.rows.extend(keys.iter().map(|key| (*key, 1)));
-    }
+    ledger::create(&mut client).await.unwrap();
+    let mut quiet = ledger::quiet(&mut client, WRITERS, QUIET_ROWS).await.unwrap();
 
     let mut ledgers: Vec<Ledger> = (0..WRITERS).map(|_| Ledger::default()).collect();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let mut tasks = Vec::new();
         for (writer, ledger) in ledgers.drain(..).enumerate() {
             let client = node.client().await.unwrap();
             let random = Random::new(random.bits());
-            tasks.push(tokio::spawn(write_until_cut_off(client, writer, ledger, random)));
+            let write = ledger::write_until_cut_off(client, writer, ledger, random, End::Kill);
+            tasks.push(tokio::spawn(write));
         }
         tokio::time::sleep(Duration::from_millis(20 + random.below(400) as u64)).await;
         node.kill9().unwrap();
@@ -72,233 +38,13 @@ async fn writers_find_every_acknowledged_row_after_the_node_was_killed() {
         node.reopen().unwrap();
         let mut client = node.client().await.unwrap();
         for (writer, ledger) in ledgers.iter_mut().chain([&mut quiet]).enumerate() {
-            verify(&mut client, writer, ledger, &mut random)
+            ledger::verify(&mut client, writer, ledger, &mut random)
                 .await
                 .unwrap_or_else(|error| panic!("round {round}, writer {writer}: {error:#}"));
         }
     }
-    let acknowledged: usize = ledgers.iter().map(|ledger| ledger.acknowledged).sum();
-    let rows: usize = ledgers.iter().map(|ledger| ledger.rows.len()).sum();
-    eprintln!("{ROUNDS} kills, {acknowledged} acknowledged calls, {rows} rows at the end");
-    assert!(acknowledged > ROUNDS * WRITERS, "the writers hardly wrote: the test proves nothing");
-}
-
-/// Inserts, replaces and deletes rows until a call fails because the node is gone.
-async fn write_until_cut_off(
-    mut client: Client,
-    writer: usize,
-    mut ledger: Ledger,
-    mut random: Random,
-) -> Result<Ledger> {
-    loop {
-        let present: Vec<i64> = ledger.rows.keys().copied().collect();
-        let some = 1 + random.below(40);
-        let (outcome, effect) = if present.is_empty() || random.chance(45) {
-            let first = writer as i64 * RANGE + ledger.next_key;
-            ledger.next_key += some as i64;
-            let keys: Vec<i64> = (first..first + some as i64).collect();
-            let version = ledger.version();
-            let outcome = client.insert(insert(writer, &keys, version)).await;
-            (outcome, keys.iter().map(|key| (*key, Some(version))).collect())
-        } else if random.chance(50) {
-            let keys = random.pick(&present, some);
-            let version = ledger.version();
-            // Inserting a key again replaces the row, as upserting it does.
-            let request = insert(writer, &keys, version);
-            let outcome = if random.chance(30) {
-                client.insert(request).await
-            } else {
-                client.upsert(upsert(request)).await
-            };
-            (outcome, keys.iter().map(|key| (*key, Some(version))).collect())
-        } else if random.chance(85) {
-            let keys = random.pick(&present, some);
-            let expr = format!("id in {keys:?}");
-            let request = DeleteRequest {
-                collection_name: COLLECTION.to_owned(),
-                expr,
-                ..DeleteRequest::default()
-            };
-            (client.delete(request).await, keys.iter().map(|key| (*key, None)).collect::<Vec<_>>())
-        } else {
-            // Rows move from the log to sealed files, or from these to others.
-            let status = if random.chance(60) {
-                let request = FlushRequest {
-                    collection_names: vec![COLLECTION.to_owned()],
-                    ..FlushRequest::default()
-                };
-                client.flush(request).await.map(|answer| answer.into_inner().status)
-            } else {
-                let request = ManualCompactionRequest {
-                    collection_name: COLLECTION.to_owned(),
-                    ..ManualCompactionRequest::default()
-                };
-                client.manual_compaction(request).await.map(|answer| answer.into_inner().status)
-            };
-            match status {
-                Ok(status) => wire::check(status.as_ref())?,
-                Err(_) => return Ok(ledger),
-            }
-            continue;
-        };
-        match outcome {
-            Ok(answer) => {
-                // A refusal is a fault of the test or of the node, never of the kill.
-                wire::check(answer.get_ref().status.as_ref())?;
-                ledger.apply(&effect);
-                ledger.acknowledged += 1;
-            }
-            Err(_) => {
-                ledger.doubt = Some(effect);
-                return Ok(ledger);
-            }
-        }
-    }
-}
-
-/// Compares what the node holds of one writer's rows with the ledger, by query and by search.
-async fn verify(
-    client: &mut Client,
-    writer: usize,
-    ledger: &mut Ledger,
-    random: &mut Random,
-) -> Result<()> {
-    let found = rows_by_query(client, writer).await?;
-    if let Some(effect) = ledger.doubt.take() {
-        let (before, mut after) = (ledger.rows.clone(), Ledger::default());
-        after.rows.clone_from(&before);
-        after.apply(&effect);
-        // As a whole, or not at all.
-        if found == after.rows && found != before {
-            ledger.rows = after.rows;
-        }
-    }
-    let lost: Vec<_> =
-        ledger.rows.iter().filter(|(k, v)| found.get(k) != Some(v)).take(5).collect();
-    let extra: Vec<_> =
-        found.iter().filter(|(k, v)| ledger.rows.get(k) != Some(v)).take(5).collect();
-    ensure!(
-        found == ledger.rows,
-        "the node holds {} rows, {} were acknowledged; expected but not found {lost:?}, found but \
-         not expected {extra:?}",
-        found.len(),
-        ledger.rows.len(),
-    );
-
-    let filter = format!("writer == {writer}");
-    let count = client.query(wire::query(COLLECTION, &filter, &["count(*)"])).await?.into_inner();
-    wire::check(count.status.as_ref())?;
-    let count = wire::longs_of(&count.fields_data, "count(*)");
-    ensure!(count == [found.len() as i64], "count(*) is {count:?}, there are {} rows", found.len());
-
-    // Every row is found by its own vector, at distance zero and once.
-    let keys: Vec<i64> = found.keys().copied().collect();
-    for key in random.pick(&keys, 5) {
-        let vector = vector(writer, key, found[&key]);
-        let mut request = wire::search(COLLECTION, "vector", &vector, 3);
-        request.dsl.clone_from(&filter);
-        // Within a range the answer is exact, graph or not.
-        request.search_params.push(wire::pair("radius", &1e30));
-        let answer = client.search(request).await?.into_inner();
-        wire::check(answer.status.as_ref())?;
-        let hits = answer.results.unwrap_or_default();
-        let ids = wire::int_ids(hits.ids.as_ref());
-        ensure!(
-            ids.first() == Some(&key) && hits.scores.first() == Some(&0.0),
-            "row {key} is not the best hit of its own vector: {ids:?} at {:?}",
-            hits.scores
-        );
-    }
-    // What the graph finds is there, too.
-    let mut request = wire::search(COLLECTION, "vector", &[0.0; DIM], 10);
-    request.dsl.clone_from(&filter);
-    let answer = client.search(request).await?.into_inner();
-    wire::check(answer.status.as_ref())?;
-    let ids = wire::int_ids(answer.results.unwrap_or_default().ids.as_ref());
-    ensure!(ids.len() == found.len().min(10), "{} of 10 rows are found", ids.len());
-    ensure!(ids.iter().all(|key| found.contains_key(key)), "a row that is gone is found: {ids:?}");
-
-    let mut request = wire::search(COLLECTION, "vector", &[0.0; DIM], PAGE);
-    request.dsl = filter;
-    let answer = client.search(request).await?.into_inner();
-    wire::check(answer.status.as_ref())?;
-    let ids = wire::int_ids(answer.results.unwrap_or_default().ids.as_ref());
-    let distinct: BTreeSet<i64> = ids.iter().copied().collect();
-    ensure!(distinct.len() == ids.len(), "a search returns a row twice");
-    ensure!(
-        ids.len() == found.len().min(PAGE) && distinct.iter().all(|key| found.contains_key(key)),
-        "a search over everything returns {} rows, there are {}",
-        ids.len(),
-        found.len()
-    );
-    Ok(())
-}
-
-/// All rows of one writer, page by page.
-async fn rows_by_query(client: &mut Client, writer: usize) -> Result<BTreeMap<i64, i64>> {
-    let mut rows = BTreeMap::new();
-    let mut after = -1;
-    loop {
-        let filter = format!("writer == {writer} and id > {after}");
-        let mut request = wire::query(COLLECTION, &filter, &["id", "version"]);
-        request.query_params = vec![wire::pair("limit", &PAGE)];
-        let page = client.query(request).await?.into_inner();
-        wire::check(page.status.as_ref())?;
-        let keys = wire::longs_of(&page.fields_data, "id");
-        let versions = wire::longs_of(&page.fields_data, "version");
-        ensure!(keys.len() == versions.len(), "columns of different length");
-        ensure!(keys.is_sorted_by(|a, b| a < b), "a key appears twice, or out of order");
-        let Some(last) = keys.last() else { return Ok(rows) };
-        after = *last;
-        rows.extend(keys.into_iter().zip(versions));
-    }
-}
-
-impl Ledger {
-    fn version(&mut self) -> i64 {
-        self.next_version += 1;
-        self.next_version
-    }
-
-    fn apply(&mut self, effect: &[(i64, Option<i64>)]) {
-        for (key, version) in effect {
-            match version {
-                Some(version) => self.rows.insert(*key, *version),
-                None => self.rows.remove(key),
-            };
-        }
-    }
-}
-
-fn insert(writer: usize, keys: &[i64], version: i64) -> InsertRequest {
-    InsertRequest {
-        collection_name: COLLECTION.to_owned(),
-        fields_data: columns(writer, keys, version),
-        num_rows: keys.len() as u32,
-        ..InsertRequest::default()
-    }
-}
-
-fn upsert(insert: InsertRequest) -> UpsertRequest {
-    UpsertRequest {
-        collection_name: insert.collection_name,
-        fields_data: insert.fields_data,
-        num_rows: insert.num_rows,
-        ..UpsertRequest::default()
-    }
-}
-
-fn columns(writer: usize, keys: &[i64], version: i64) -> Vec<FieldData> {
-    let vectors = keys.iter().flat_map(|key| vector(writer, *key, version)).collect();
-    vec![
-        wire::longs("id", keys.to_vec()),
-        wire::longs("writer", vec![writer as i64; keys.len()]),
-        wire::longs("version", vec![version; keys.len()]),
-        wire::floats("vector", DIM, vectors),
-    ]
-}
-
-/// A vector that no other row, and no other version of this row, has.
-fn vector(writer: usize, key: i64, version: i64) -> [f32; DIM] {
-    [(key % RANGE) as f32, version as f32, writer as f32, 1.0]
+    let acknowledged: usize = ledgers.iter().map(Ledger::acknowledged).sum();
+    let rows: usize = ledgers.iter().map(Ledger::rows).sum();
+    eprintln!("{rounds} kills, {acknowledged} acknowledged calls, {rows} rows at the end");
+    assert!(acknowledged > rounds * WRITERS, "the writers hardly wrote: the test proves nothing");
 }
