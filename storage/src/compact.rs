@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::Error;
 use crate::apply::{self, Control, Merged};
 use crate::blobs::Blobs;
+use crate::budget::Held;
 use crate::checkpoint::{ask, delete_files, open_manifests, remove_files, write_deletes};
 use crate::collection::Collection;
 use crate::engine::Core;
@@ -190,6 +191,7 @@ pub(crate) fn merge(
     outdated: Outdated,
 ) -> Result<Option<Merge>, Error> {
     let Some(partition) = sources.first().map(|segment| segment.partition) else { return Ok(None) };
+    let _scratch = make_room(core, sources, outdated)?;
     let id = core.next_segment();
     let mut files = Files { core, collection, names: vec![format!("{id}.arrow")], kept: false };
     let schema = Arc::clone(&collection.info().schema);
@@ -248,6 +250,21 @@ pub(crate) fn merge(
     ask(core, |reply| Control::Merge { collection: collection.id(), merged, reply })?;
     remove_files(core, collection, &old);
     Ok(Some(merge))
+}
+
+/// Room on the disk for the result of a merge, and the memory it takes until the guard is dropped.
+fn make_room(core: &Core, sources: &[Arc<Segment>], outdated: Outdated) -> Result<Held, Error> {
+    let bytes = sources.iter().fold(0u64, |sum, segment| sum.saturating_add(segment.bytes()));
+    let in_memory = usize::try_from(bytes.min(IN_MEMORY_BYTES)).unwrap_or(usize::MAX);
+    // Vectors lie in a scratch file before they lie in the new one.
+    let bytes = usize::try_from(bytes.saturating_mul(2)).unwrap_or(usize::MAX);
+    let mut frees = false;
+    for segment in sources {
+        frees |= seal::outdated_rows(segment, outdated)? > 0;
+    }
+    // What is kept back on a full disk is for work that frees space.
+    if frees { core.space.require(bytes) } else { core.space.admit(bytes) }?;
+    Ok(core.budget.hold_for_build(in_memory))
 }
 
 /// Files that are removed again unless they are to be committed.

@@ -35,6 +35,7 @@ pub mod schema;
 mod search;
 mod segment;
 mod space;
+mod untrusted;
 mod upkeep;
 mod view;
 

@@ -18,6 +18,7 @@ use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use super::frame::MAX_BODY;
 use crate::Error;
 use crate::keys::Keys;
+use crate::untrusted::decoded;
 
 const INSERT: u8 = 1;
 const DELETE: u8 = 2;
@@ -164,12 +165,14 @@ fn write_batch(body: &mut Vec<u8>, batch: &RecordBatch) -> Result<(), Error> {
 }
 
 fn read_batch(bytes: &[u8]) -> Result<RecordBatch, String> {
-    let mut reader =
-        StreamReader::try_new(bytes, None).map_err(|error| format!("rows: {error}"))?;
-    match reader.next() {
-        Some(batch) => batch.map_err(|error| format!("rows: {error}")),
-        None => Err("a record has no rows".into()),
-    }
+    decoded(|| {
+        let mut reader =
+            StreamReader::try_new(bytes, None).map_err(|error| format!("rows: {error}"))?;
+        match reader.next() {
+            Some(batch) => batch.map_err(|error| format!("rows: {error}")),
+            None => Err("a record has no rows".into()),
+        }
+    })
 }
 
 /// Bounds-checked reading.
@@ -262,6 +265,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_bytes_are_a_record_or_an_error(
+            change in change(),
+            damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+            len in any::<proptest::sample::Index>(),
+            cut in any::<bool>(),
+        ) {
+            let Encoded { kind, mut body, .. } = change.encode().unwrap();
+            for (at, byte) in damage {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            if cut {
+                body.truncate(len.index(body.len()));
+            }
+            // Neither a panic nor an allocation that the bytes do not pay for; what is decoded
+            // from other bytes may differ.
+            let _ = Change::decode(kind, &body);
+        }
+
         #[test]
         fn records_survive_the_log(change in change()) {
             let Encoded { kind, body, .. } = change.encode().unwrap();

@@ -28,6 +28,7 @@ use crate::disk::{Disk, LocalDisk};
 use crate::keys::KeyColumn;
 use crate::manifest::{DataFile, IndexFile, IndexKind, SegmentEntry};
 use crate::schema::{Field, Schema, TS};
+use crate::untrusted::decoded;
 
 /// The format this node writes, and the newest that it reads.
 pub(super) const FORMAT: u32 = 1;
@@ -291,7 +292,7 @@ impl Layout {
         let footer = root_as_footer(&bytes[footer_start..footer_end])
             .map_err(|error| format!("offset {footer_start}: footer: {error}"))?;
         let schema = footer.schema().ok_or("the footer has no schema")?;
-        let schema = try_fb_to_schema(schema).map_err(|error| error.to_string())?;
+        let schema = decoded(|| try_fb_to_schema(schema).map_err(|error| error.to_string()))?;
         let blocks = footer.recordBatches().ok_or("the footer has no batch")?;
         if blocks.len() != 1 {
             return Err(format!("the file has {} batches instead of one", blocks.len()));
@@ -377,9 +378,12 @@ impl Layout {
         let name = self.schema.field(at).name();
         let message =
             self.bytes.slice_with_length(self.block_start, self.body_end - self.block_start);
-        let batch = FileDecoder::new(Arc::clone(&self.schema), self.version)
-            .with_projection(vec![at])
-            .read_record_batch(&self.block, &message)
+        let decoder =
+            FileDecoder::new(Arc::clone(&self.schema), self.version).with_projection(vec![at]);
+        let batch = decoded(|| {
+            decoder.read_record_batch(&self.block, &message).map_err(|error| error.to_string())
+        });
+        let batch = batch
             .map_err(|error| format!("column `{name}`: {error}"))?
             .ok_or_else(|| format!("offset {}: no batch is there", self.block_start))?;
         Ok(Arc::clone(batch.column(0)))
