@@ -2,7 +2,7 @@
 //!
 //! Writers own disjoint ranges of keys and keep a [`Ledger`] of what was acknowledged. A call that
 //! was cut off is in doubt: it may have happened or not, but as a whole. Once the node is back,
-//! [`Ledger::verify`] compares everything that it holds with the ledger.
+//! [`verify`] compares everything that it holds with the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
 
