@@ -14,9 +14,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fs_err as fs;
 use serde::Serialize;
 
 use crate::Error;
+use crate::blobs::Blobs;
 use crate::disk::LocalDisk;
 use crate::log::Lsn;
 use crate::log::files::{DiskLog, LogDir, LogFile};
@@ -82,6 +84,12 @@ impl Report {
             self.note(severity, path, error.to_string());
         }
     }
+}
+
+/// The files of a data directory, which must exist: nothing is created here.
+fn open(dir: &Path) -> Result<Blobs, Error> {
+    let dir = fs::canonicalize(dir).map_err(|error| Error::io(dir, error))?;
+    Blobs::open(Arc::new(LocalDisk), &dir)
 }
 
 /// Damaged indexes are told, not rebuilt.

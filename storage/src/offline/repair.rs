@@ -48,7 +48,7 @@ pub struct Repaired {
 /// [`Error::Locked`] while a process has the directory open, [`Error::Corrupt`] if the catalog is
 /// damaged: it holds the schemas, so only a copy of it helps.
 pub fn repair(dir: &Path, act: bool) -> Result<Repaired, Error> {
-    let blobs = Blobs::open(Arc::new(LocalDisk), dir)?;
+    let blobs = super::open(dir)?;
     let _lock = DirLock::take_if_there(dir)?;
     let catalog = CatalogStore::peek(&blobs)?
         .ok_or_else(|| Error::corrupt(&blobs.path("catalog"), "there is no catalog"))?;

@@ -10,7 +10,7 @@ use crate::Error;
 use crate::blobs::{Blobs, Published};
 use crate::catalog::store::CatalogStore;
 use crate::catalog::{CatalogView, CollectionInfo};
-use crate::disk::{DirLock, Entry, LocalDisk};
+use crate::disk::{DirLock, Entry};
 use crate::keys::KeyRef;
 use crate::log::Lsn;
 use crate::log::files::LogDir;
@@ -28,7 +28,7 @@ use crate::segment::sealed::SealedSegment;
 /// [`Error::Locked`] while a process has the directory open; [`Error::Io`] if there is none.
 /// Damage is no error but a finding.
 pub fn verify(dir: &Path, deep: bool) -> Result<Report, Error> {
-    let blobs = Blobs::open(Arc::new(LocalDisk), dir)?;
+    let blobs = super::open(dir)?;
     let _lock = DirLock::take_if_there(dir)?;
     let mut check = Check { blobs, report: Report { deep, ..Report::default() }, deep };
     check.run()?;
