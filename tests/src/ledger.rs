@@ -5,6 +5,7 @@
 //! [`verify`] compares everything that it holds with the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
 use elanus_proto::milvus::{
@@ -59,12 +60,20 @@ pub async fn quiet(client: &mut Client, writer: usize, rows: i64) -> Result<Ledg
 }
 
 /// How a run of writers comes to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum End {
     /// The process is killed: calls break off, and a refusal is a fault.
     Kill,
-    /// The disk goes away under the process: from then on it refuses.
-    Refusal,
+    /// The disk goes away under the process: from then on it refuses. The flag is set just before.
+    /// What is answered after that counts as in doubt: where power fails nobody is left to answer,
+    /// but here the process lives on, and ext4 can report success to a sync that was under way.
+    Refusal(&'static AtomicBool),
+}
+
+impl End {
+    fn has_come(self) -> bool {
+        matches!(self, Self::Refusal(cut) if cut.load(Ordering::SeqCst))
+    }
 }
 
 /// Inserts, replaces, deletes and seals rows until a call fails because the node is gone.
@@ -126,7 +135,7 @@ pub async fn write_until_cut_off(
             match status {
                 Ok(status) => match wire::check(status.as_ref()) {
                     Ok(()) => continue,
-                    Err(_) if end == End::Refusal => return Ok(ledger),
+                    Err(_) if matches!(end, End::Refusal(_)) => return Ok(ledger),
                     Err(refusal) => return Err(refusal),
                 },
                 Err(_) => return Ok(ledger),
@@ -135,12 +144,12 @@ pub async fn write_until_cut_off(
         let checked = match outcome {
             Ok(answer) => match wire::check(answer.get_ref().status.as_ref()) {
                 // It is a fault of the test or of the node, never of the kill.
-                Err(refusal) if end == End::Kill => return Err(refusal),
+                Err(refusal) if matches!(end, End::Kill) => return Err(refusal),
                 checked => checked,
             },
             Err(cut_off) => Err(cut_off.into()),
         };
-        if checked.is_err() {
+        if checked.is_err() || end.has_come() {
             ledger.doubt = Some(effect);
             return Ok(ledger);
         }

@@ -11,12 +11,16 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use elanus_tests::ledger::{self, End, Ledger};
 use elanus_tests::{Random, TestNode, from_env};
 use rustix::ioctl::{Setter, ioctl, opcode};
+
+/// Whether this round's cut has begun.
+static CUT: AtomicBool = AtomicBool::new(false);
 
 const WRITERS: usize = 4;
 const IMAGE_BYTES: u64 = 192 << 20;
@@ -117,14 +121,17 @@ async fn writers_find_every_acknowledged_row_after_power_was_cut() {
 
     let mut ledgers: Vec<Ledger> = (0..WRITERS).map(|_| Ledger::default()).collect();
     for round in 0..rounds {
+        CUT.store(false, Ordering::SeqCst);
         let mut tasks = Vec::new();
         for (writer, ledger) in ledgers.drain(..).enumerate() {
             let client = node.client().await.unwrap();
             let random = Random::new(random.bits());
-            let write = ledger::write_until_cut_off(client, writer, ledger, random, End::Refusal);
+            let write =
+                ledger::write_until_cut_off(client, writer, ledger, random, End::Refusal(&CUT));
             tasks.push(tokio::spawn(write));
         }
         tokio::time::sleep(Duration::from_millis(20 + random.below(400) as u64)).await;
+        CUT.store(true, Ordering::SeqCst);
         image.cut().unwrap();
         for task in tasks {
             ledgers.push(task.await.unwrap().unwrap());
