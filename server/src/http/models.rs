@@ -144,7 +144,7 @@ async fn answer<Q, A, F>(
     work: impl FnOnce(Arc<Node>, Q) -> F,
 ) -> Response
 where
-    Q: DeserializeOwned,
+    Q: DeserializeOwned + Send + 'static,
     A: Serialize + Send + 'static,
     F: Future<Output = Result<A, Refused>>,
 {
@@ -154,13 +154,12 @@ where
             status: rejection.status(),
             message: rejection.body_text(),
         })?;
-        let request = serde_json::from_slice(&body)
+        let request = in_background(move || serde_json::from_slice(&body))
+            .await?
             .map_err(|error| Refused::invalid(format!("the body is not understood: {error}")))?;
         let answer = work(node.clone(), request).await?;
-        // Numbers as text take a while, which the threads of the network do not have.
-        tokio::task::spawn_blocking(move || serde_json::to_vec(&answer))
-            .await
-            .map_err(|error| Refused::internal(error.to_string()))?
+        in_background(move || serde_json::to_vec(&answer))
+            .await?
             .map_err(|error| Refused::internal(error.to_string()))
     };
     let outcome = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
@@ -183,6 +182,14 @@ where
     let code = if status == StatusCode::OK { 0 } else { i32::from(status.as_u16()) };
     node.metrics.rpc_ended(path, code, seconds);
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Does what takes longer than the threads of the network have: megabytes of JSON, files.
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Refused::internal(error.to_string()))
 }
 
 /// One text or several.
@@ -234,8 +241,7 @@ async fn model(
         Some(name) => Ok((vec![models.resolve(&name)?], true)),
         None => Ok::<_, elanus_embed::Error>((models.installed(), false)),
     };
-    let found = tokio::task::spawn_blocking(find).await;
-    let (mut specs, named) = found.map_err(|error| Refused::internal(error.to_string()))??;
+    let (mut specs, named) = in_background(find).await??;
     if !named {
         specs.retain(&can);
     }
@@ -401,8 +407,7 @@ fn encode(row: &[f32]) -> String {
 
 async fn models(node: Arc<Node>, _: Value) -> Result<Value, Refused> {
     let models = node.models.clone();
-    let specs = tokio::task::spawn_blocking(move || models.installed()).await;
-    let specs = specs.map_err(|error| Refused::internal(error.to_string()))?;
+    let specs = in_background(move || models.installed()).await?;
     let data: Vec<Value> = specs
         .iter()
         .map(|spec| json!({ "id": spec.name, "object": "model", "owned_by": "elanus" }))
