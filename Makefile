@@ -1,10 +1,12 @@
 # Everything here needs Rust, Python 3.11, gcc and make; the rest is fetched and kept in
-# .venv, .models and .tools.
+# .venv, .models, .tools and .bench.
 #
 #   make demo     real models, real texts, hybrid search: the whole node in a few minutes
 #   make test     everything that CI runs
 #   make check    the part of it that runs no test: format, clippy, documentation, dependencies
-#   make bench    the benchmarks of the index crate
+#   make bench    indexes and node beside their peers, into docs/benchmarks (15 minutes)
+#   make kernels  the benchmarks of the index crate
+#   make baselines  write anew what recall is tested against
 #   make soak     a long mixed run with kills: SEED=7 HOURS=2
 #   make help     this list
 
@@ -21,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench soak build venv models fmt clippy doc deny rust-test python-test clean
+.PHONY: help demo test check bench bench-data kernels baselines soak build venv models fmt clippy doc deny rust-test python-test clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -33,8 +35,20 @@ test: check build rust-test python-test
 
 check: fmt clippy doc deny
 
-bench:
+# What is measured, and how: bench/__main__.py. BENCH has its options.
+bench: bench-data
+	@echo "== benchmarks"
+	.bench/venv/bin/python -m bench $(BENCH)
+
+# Real texts and their vectors: some ten minutes, once.
+bench-data: build .bench/venv/ready
+	.bench/venv/bin/python -m bench.data
+
+kernels:
 	cargo bench -p elanus-index
+
+baselines:
+	ELANUS_BASELINES=write cargo test --release -p elanus-index --lib -- recall_at_equal_effort
 
 SEED  ?= 1
 HOURS ?= 1
@@ -88,6 +102,12 @@ $(VENV)/ready: tests/python/requirements.txt
 	$(VENV)/bin/pip install --quiet -r tests/python/requirements.txt
 	@touch $@
 
+.bench/venv/ready: bench/requirements.txt
+	@echo "== Python packages of the benchmarks"
+	$(PYTHON) -m venv --clear .bench/venv
+	.bench/venv/bin/pip install --quiet -r bench/requirements.txt
+	@touch $@
+
 models: venv
 	@$(VENV)/bin/python -m demo.fetch_models
 
@@ -102,5 +122,5 @@ $(DENY): $(VENV)/ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .tools .demo
+	rm -rf $(VENV) .tools .demo .bench
 	cargo clean

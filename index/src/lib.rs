@@ -21,6 +21,8 @@
 #[cfg(target_endian = "big")]
 compile_error!("rows and index files are little-endian and are read in place");
 
+#[cfg(test)]
+mod baseline;
 mod cancel;
 mod error;
 mod flat;

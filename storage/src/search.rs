@@ -11,8 +11,7 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef};
 use elanus_index::{
-    Bounds, Cancel, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, SparseScan,
-    VectorIndex,
+    Cancel, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, SparseScan, VectorIndex,
 };
 use rayon::prelude::*;
 
@@ -65,8 +64,7 @@ pub struct AnnQuery<'a> {
     pub metric: Metric,
     /// In the field's own element type and dimension.
     pub queries: &'a [Query<'a>],
-    /// How many rows are wanted, and within which scores. With bounds on the scores, the answer
-    /// is exact.
+    /// How many rows are wanted, and within which scores.
     pub params: SearchParams,
     /// Look at every selected row, even where a graph would do: what pages one after another
     /// make up a ranking without gaps.
@@ -147,8 +145,6 @@ impl ReadView {
     ) -> Result<Vec<Vec<Found>>, Error> {
         let field = self.known_field(ann.field)?;
         let segments = self.segments()?;
-        // A graph gives the best rows, of which it may miss some, but not all within bounds.
-        let exact = ann.exact || ann.params.bounds != Bounds::default();
         let mut pieces = Vec::new();
         for (position, segment) in segments.iter().enumerate() {
             let Some(masks) = selection.segments.get(position).and_then(Option::as_ref) else {
@@ -158,7 +154,7 @@ impl ReadView {
                 if mask.is_none() {
                     continue;
                 }
-                let index = segment.index(field, ann.metric, exact);
+                let index = segment.index(field, ann.metric, ann.exact);
                 // Only scans can be split: an index covers its whole segment.
                 let size = if index.is_some() { rows } else { PIECE_ROWS };
                 pieces.extend((0..rows).step_by(size.max(1)).map(|from| Piece {

@@ -153,3 +153,20 @@ def test_a_node_that_is_restarted_searches_by_the_same_graph(tmp_path, clustered
     assert sorted(path.name for path in node.data_dir.glob("data/*/*.idx")) == files
     client.close()
     node.stop()
+
+
+def test_a_range_search_is_answered_by_the_graph(client, indexed, clustered):
+    rows, queries = clustered
+    found = wanted = 0
+    for query in queries[:20]:
+        distances = ((rows - query) ** 2).sum(axis=1)
+        ranked = np.argsort(distances)
+        low, high = float(distances[ranked[5]]), float(distances[ranked[40]])
+        params = {"ef": 100, "radius": high, "range_filter": low}
+        hits = client.search(
+            indexed, [query], limit=100, anns_field="v", search_params={"params": params}
+        )[0]
+        assert all(low <= hit["distance"] < high * 1.0001 for hit in hits)
+        found += len(set(ids(hits)) & set(ranked[5:40].tolist()))
+        wanted += 35
+    assert found / wanted >= 0.97

@@ -13,7 +13,7 @@ mod params;
 mod search;
 mod space;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod walk;
 
 pub use params::HnswParams;

@@ -42,14 +42,14 @@ fn in_memory(built: Result<Vec<(&'static str, Vec<u8>)>, Error>, rows: usize) ->
 
 const PARAMS: HnswParams = HnswParams { m: 12, ef_construction: 100, seed: 1 };
 
-fn open(vectors: &Vectors, metric: Metric) -> HnswIndex {
+pub(crate) fn open(vectors: &Vectors, metric: Metric) -> HnswIndex {
     let sections = build(vectors, metric, &PARAMS);
     HnswIndex::open(&sections, vectors.clone(), metric).expect("as built")
 }
 
 /// What the numbers look like.
 #[derive(Debug, Clone, Copy)]
-enum Shape {
+pub(crate) enum Shape {
     /// Clusters, as embeddings have.
     Clustered,
     /// Rows of very different lengths.
@@ -82,7 +82,7 @@ fn numbers(shape: Shape, rows: usize, dim: usize, noise: u64) -> Vec<f32> {
     all
 }
 
-fn vectors(shape: Shape, elem: Elem, rows: usize, dim: usize, seed: u64) -> Vectors {
+pub(crate) fn vectors(shape: Shape, elem: Elem, rows: usize, dim: usize, seed: u64) -> Vectors {
     let mut numbers = numbers(shape, rows, dim, seed);
     if elem == Elem::I8 {
         numbers.iter_mut().for_each(|x| *x *= 60.0);
@@ -90,12 +90,12 @@ fn vectors(shape: Shape, elem: Elem, rows: usize, dim: usize, seed: u64) -> Vect
     Vectors::new(Buffer::from_vec(encode(elem, &numbers)), elem, dim).expect("whole rows")
 }
 
-fn params(k: usize, ef: usize) -> SearchParams {
+pub(crate) fn params(k: usize, ef: usize) -> SearchParams {
     SearchParams { k, ef: Some(ef), ..SearchParams::default() }
 }
 
 /// Share of the exact results that the index finds; checks order and scores on the way.
-fn recall(
+pub(crate) fn recall(
     index: &HnswIndex,
     vectors: &Vectors,
     metric: Metric,

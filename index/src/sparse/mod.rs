@@ -10,7 +10,7 @@ mod query;
 mod row;
 mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use index::SparseIndex;
 pub use row::{SparseRow, canonical_sparse};

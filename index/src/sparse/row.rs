@@ -125,7 +125,7 @@ pub fn canonical_sparse(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
 
 /// The bytes of a row with these entries, as given.
 #[cfg(test)]
-pub(super) fn encode(entries: &[(u32, f32)]) -> Vec<u8> {
+pub(crate) fn encode(entries: &[(u32, f32)]) -> Vec<u8> {
     entries
         .iter()
         .flat_map(|(id, weight)| [id.to_le_bytes(), weight.to_le_bytes()].concat())

@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use proptest::prelude::*;
 
-use super::row::encode;
+pub(crate) use super::row::encode;
 use super::*;
 use crate::testing::Random;
 use crate::{Bounds, Cancel, Error, Hit, Query, Row, RowMask, SearchParams, Sections, VectorIndex};
 
-type Entries = Vec<(u32, f32)>;
+pub(crate) type Entries = Vec<(u32, f32)>;
 
 /// Sections in memory, as a file would give them.
 struct InMemory {
@@ -40,7 +40,11 @@ impl Sections for InMemory {
     }
 }
 
-fn scan(rows: &[Vec<u8>]) -> SparseScan {
+pub(crate) fn index(rows: &[Vec<u8>]) -> SparseIndex {
+    SparseIndex::open(&InMemory::build(rows)).expect("as built")
+}
+
+pub(crate) fn scan(rows: &[Vec<u8>]) -> SparseScan {
     let offsets = OffsetBuffer::<i64>::from_lengths(rows.iter().map(Vec::len));
     SparseScan::new(offsets.into_inner(), Buffer::from_vec(rows.concat()))
 }
@@ -100,7 +104,7 @@ fn mask(random: &mut Random, rows: usize) -> RowMask {
 fn agree(random: &mut Random, row_count: usize, ids: usize, signed: bool) {
     let rows: Vec<Vec<u8>> =
         (0..row_count).map(|_| encode(&entries(random, ids, 12, signed))).collect();
-    let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+    let index = index(&rows);
     let scan = scan(&rows);
     for _ in 0..4 {
         let query = entries(random, ids, 10, signed);
@@ -144,7 +148,7 @@ proptest! {
             encode(&entries)
         };
         let rows: Vec<Vec<u8>> = (0..200).map(|_| rough(random)).collect();
-        let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+        let index = index(&rows);
         let bytes = rough(random);
         let query = Query::Sparse(SparseRow::parse(&bytes).expect("ascending ids"));
         let params = SearchParams { k: 50, drop_ratio, ..SearchParams::default() };
@@ -237,7 +241,7 @@ fn more_rows_than_one_window_are_all_found() {
             encode(&entries)
         })
         .collect();
-    let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+    let index = index(&rows);
     let allowed = RowMask::from_fn(rows.len(), |row| row % 7 != 2);
     for (query, k) in [
         (vec![(u32::MAX - 1, 1.0)], 10),
@@ -256,7 +260,7 @@ fn more_rows_than_one_window_are_all_found() {
 #[test]
 fn a_shared_id_makes_a_hit_whatever_the_score() {
     let rows = [encode(&[(1, 2.0)]), encode(&[(2, 1.0)]), encode(&[(1, 0.0)]), encode(&[])];
-    let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+    let index = index(&rows);
     let query = encode(&[(1, -1.0)]);
     let query = Query::Sparse(SparseRow::parse(&query).expect("ascending ids"));
     let params = SearchParams { k: 10, ..SearchParams::default() };
@@ -270,7 +274,7 @@ fn a_shared_id_makes_a_hit_whatever_the_score() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let rows = [encode(&[(1, 2.0)])];
-    let index = SparseIndex::open(&InMemory::build(&rows)).expect("as built");
+    let index = index(&rows);
     let params = SearchParams { k: 1, ..SearchParams::default() };
     let raised = Cancel::never();
     raised.flag().store(true, Ordering::Relaxed);

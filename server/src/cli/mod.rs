@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod bench;
 mod models;
 mod offline;
 mod serve;
@@ -32,6 +33,7 @@ enum Command {
     Verify(offline::VerifyArgs),
     Repair(offline::RepairArgs),
     Inspect(offline::InspectArgs),
+    Bench(bench::Args),
     /// Print the version.
     Version,
 }
@@ -49,6 +51,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Rerank(args) => (models::rerank(args).map(done), 1),
         Command::Tokenize(args) => (models::tokenize(args).map(done), 1),
         Command::Model(command) => (models::model(command).map(done), 1),
+        Command::Bench(args) => (bench::run(args).map(done), 1),
         Command::Version => (print_version().map(done), 1),
     };
     outcome.unwrap_or_else(|error| {

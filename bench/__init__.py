@@ -1,0 +1,1 @@
+"""The indexes and the node beside their peers, in one run: `make bench`."""

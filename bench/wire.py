@@ -1,0 +1,132 @@
+"""Our node and milvus-lite behind the same load generator, `elanus bench`, taking turns."""
+
+import importlib.metadata
+import json
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from demo.fetch_models import DEFAULT_DIR
+from demo.node import Node, binary
+
+SERVER_READY_S = 60
+LITE = "milvus-lite==3.2.2"
+
+
+class Lite:
+    """A milvus-lite server."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._log = (folder.parent / "lite.log").open("wb")
+        command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", folder]
+        command += ["--host", "127.0.0.1", "--port", self._port]
+        self._process = subprocess.Popen(
+            list(map(str, command)), stdout=self._log, stderr=self._log, start_new_session=True
+        )
+        self.pid = self._process.pid
+
+    def __enter__(self) -> "Lite":
+        deadline = time.monotonic() + SERVER_READY_S
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                    return self
+            time.sleep(0.2)
+        self.__exit__()
+        raise RuntimeError(f"milvus-lite did not listen within {SERVER_READY_S} s")
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+def bench(server, command: str, folder: Path, *options: object) -> list[dict]:
+    """The lines that `elanus bench` prints."""
+    arguments = [binary(), "bench", command, folder, "--uri", server.uri, "--pid", server.pid, *options]
+    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"elanus bench {command}: {done.stderr.strip()}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def searches(quick: bool, sparse: str | None) -> list[tuple[str, list]]:
+    """What is asked, by a name for the table. A slow server is asked at fewer concurrencies."""
+    beams, all_of_them = ["--ef", "32,64"], ["--concurrency", "1,4,8"]
+    alone = ["--concurrency", "1"]
+    asked = [("dense", [*beams, "--truth", "gt_dense.npy", *(all_of_them if quick else ["--concurrency", "1,4"])])]
+    for share, cut in (("1 %", 10), ("10 %", 100), ("50 %", 500)):
+        truth = f"gt_{share.replace(' %', 'p')}.npy"
+        filtered = ["--ef", "128", "--filter", f"price < {cut}", "--truth", truth, *alone]
+        asked.append((f"dense, {share} allowed", filtered))
+    if sparse:
+        named = ["--sparse", sparse]
+        asked += [
+            ("sparse", ["--leg", "sparse", *named, "--truth", f"gt_{sparse}.npy", *alone]),
+            ("hybrid", ["--leg", "hybrid", *named, "--ef", "64", "--truth", "gt_hybrid.npy", *alone]),
+            ("dense, 50 results", ["--ef", "64", "--limit", "50", "--truth", "gt_dense.npy", *alone]),
+            ("sparse, 50 results", ["--leg", "sparse", *named, "--limit", "50", "--truth", f"gt_{sparse}.npy", *alone]),
+        ]
+    return asked
+
+
+def measure(folder: Path, rounds: int, seconds: float, lite: bool) -> dict:
+    """Rows of two tables: how each server was filled, and how it answers."""
+    sparse = "splade" if (folder / "splade.npy").exists() else None
+    columns = ["--sparse", sparse] if sparse else []
+    loaded, asked = [], {}
+    with tempfile.TemporaryDirectory() as scratch, Node(Path(scratch) / "node", DEFAULT_DIR) as node:
+        servers = [("elanus", node)]
+        other = Lite(Path(scratch) / "lite") if lite else None
+        try:
+            if other:
+                servers.append(("milvus-lite", other.__enter__()))
+            for name, server in servers:
+                print(f"   {name}: fill", flush=True)
+                inserted, built = bench(server, "load", folder, *columns)
+                loaded.append({"server": name, "insert": inserted, "index": built})
+            for number in range(rounds):
+                for at in range(len(searches(True, sparse))):
+                    for name, server in servers:
+                        quick = name == "elanus"
+                        # One round of the slow one says enough.
+                        if number and not quick:
+                            continue
+                        what, options = searches(quick, sparse)[at]
+                        for line in bench(server, "search", folder, "--seconds", seconds, *options):
+                            key = (what, line.get("ef"), line["concurrency"], name)
+                            asked.setdefault(key, []).append(line)
+                print(f"   wire, round {number + 1} of {rounds}", flush=True)
+        finally:
+            if other:
+                other.__exit__()
+        shutil.rmtree(Path(scratch) / "lite", ignore_errors=True)
+    return {"loaded": loaded, "searched": [row(key, lines) for key, lines in sorted(asked.items(), key=str)]}
+
+
+def row(key: tuple, lines: list[dict]) -> dict:
+    what, ef, concurrency, server = key
+    numbers = (name for name, value in lines[0].items() if isinstance(value, (int, float)))
+    middle = {name: statistics.median(line[name] for line in lines) for name in numbers}
+    return middle | {"what": what, "ef": ef, "concurrency": concurrency, "server": server}
+
+
+def version() -> str | None:
+    """Of milvus-lite, if it is installed."""
+    try:
+        return importlib.metadata.version("milvus-lite")
+    except importlib.metadata.PackageNotFoundError:
+        return None
