@@ -67,7 +67,10 @@ fn sparse(criterion: &mut Criterion) {
             "{count} rows: {bytes} bytes, {:.2} a posting; {touched} postings a query",
             bytes as f64 / postings as f64
         );
-        let index = SparseIndex::open(&InMemory(sections, count)).expect("as built");
+        let offsets = OffsetBuffer::<i64>::from_lengths(rows.iter().map(Vec::len));
+        let values = Buffer::from_vec(rows.concat());
+        let column = || SparseScan::new(offsets.inner().clone(), values.clone());
+        let index = SparseIndex::open(&InMemory(sections, count), column()).expect("as built");
         let mut group = criterion.benchmark_group(format!("sparse {count}"));
         group.throughput(Throughput::Elements(touched as u64));
         let mut next = queries.iter().cycle();
@@ -78,8 +81,7 @@ fn sparse(criterion: &mut Criterion) {
             });
         });
         if count == 60_000 {
-            let offsets = OffsetBuffer::<i64>::from_lengths(rows.iter().map(Vec::len));
-            let scan = SparseScan::new(offsets.into_inner(), Buffer::from_vec(rows.concat()));
+            let scan = column();
             group.bench_function("scan", |bencher| {
                 bencher
                     .iter(|| scan.search(&queries[0], &params, &all, &cancel).expect("a search"));

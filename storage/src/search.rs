@@ -8,10 +8,9 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef};
 use elanus_index::{
-    Cancel, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, SparseScan, VectorIndex,
+    Cancel, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, VectorIndex,
 };
 use rayon::prelude::*;
 
@@ -20,7 +19,7 @@ use crate::filter::{Columns, Predicate};
 use crate::keys::{Key, KeyColumn, Keys};
 use crate::schema::{DataType, Field};
 use crate::segment::Segment;
-use crate::segment::index::vectors;
+use crate::segment::index::{sparse_rows, vectors};
 use crate::view::{ReadView, RowAddr};
 
 /// 32,768 rows: the piece of a sealed segment that one thread scans at a time. Large enough that
@@ -376,11 +375,7 @@ fn scan(field: &Field, column: &ArrayRef, metric: Metric) -> Result<Box<dyn Vect
                 field.name
             )));
         }
-        let rows = column.as_binary::<i64>();
-        return Ok(Box::new(SparseScan::new(
-            rows.offsets().inner().clone(),
-            rows.values().clone(),
-        )));
+        return Ok(Box::new(sparse_rows(column)?));
     }
     Ok(Box::new(FlatIndex::new(vectors(field, column)?, metric)))
 }

@@ -11,6 +11,7 @@
 //! | [`TERM_RUNS`] | end of each term's runs, `u32` |
 //! | [`RUN_WINDOWS`] | window of each run, ascending within a term, `u32` |
 //! | [`RUN_ENDS`] | end of each run's postings, `u64` |
+//! | [`RUN_MAX`] | largest weight of each run, `f32`; since format 2 |
 //! | [`LOCALS`] | row within its window of each posting, `u16` |
 //! | [`WEIGHTS`] | weight of each posting, `f32` |
 
@@ -22,13 +23,16 @@ use crate::SparseRow;
 /// second-level cache while the terms of a query are added up.
 pub(super) const WINDOW: usize = 1 << 16;
 /// Raised whenever the sections change their meaning.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
+/// The oldest format that is read.
+pub(super) const OLDEST: u64 = 1;
 
 pub(super) const META: &str = "sparse.meta";
 pub(super) const TERMS: &str = "sparse.terms";
 pub(super) const TERM_RUNS: &str = "sparse.term_runs";
 pub(super) const RUN_WINDOWS: &str = "sparse.run_windows";
 pub(super) const RUN_ENDS: &str = "sparse.run_ends";
+pub(super) const RUN_MAX: &str = "sparse.run_max";
 pub(super) const LOCALS: &str = "sparse.locals";
 pub(super) const WEIGHTS: &str = "sparse.weights";
 
@@ -87,6 +91,7 @@ pub(super) fn build<'a>(
 
     let mut run_windows = vec![0; runs * 4];
     let mut run_ends = vec![0; runs * 8];
+    let mut run_max = vec![f32::NEG_INFINITY; runs];
     let mut locals = vec![0; postings * 2];
     let mut weights = vec![0; postings * 4];
     for (row, entries) in rows.enumerate() {
@@ -98,6 +103,7 @@ pub(super) fn build<'a>(
             let posting = term.next_posting;
             term.next_posting += 1;
             put(&mut run_windows, run, (window as u32).to_le_bytes());
+            run_max[run] = run_max[run].max(weight);
             put(&mut run_ends, run, (posting as u64 + 1).to_le_bytes());
             put(&mut locals, posting, local.to_le_bytes());
             put(&mut weights, posting, weight.to_le_bytes());
@@ -110,6 +116,7 @@ pub(super) fn build<'a>(
         (TERM_RUNS, run_bounds),
         (RUN_WINDOWS, run_windows),
         (RUN_ENDS, run_ends),
+        (RUN_MAX, run_max.into_iter().flat_map(f32::to_le_bytes).collect()),
         (LOCALS, locals),
         (WEIGHTS, weights),
     ]

@@ -1,9 +1,4 @@
-//! Exact search over an inverted index, term at a time.
-//!
-//! Window by window, the postings of the query's terms are added into an array of scores that
-//! stays in cache; then the array is read once for scores above the worst of the `k` kept. Where
-//! a query touches few rows of a window, those are read instead. The array says by itself which
-//! rows were touched: it starts out as [`UNTOUCHED`].
+//! Exact search over an inverted index, window by window.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -11,26 +6,18 @@ use std::ops::Range;
 use arrow_buffer::ScalarBuffer;
 
 use super::build::{
-    self, FORMAT, LOCALS, META, RUN_ENDS, RUN_WINDOWS, TERM_RUNS, TERMS, WEIGHTS, WINDOW,
+    self, FORMAT, LOCALS, META, OLDEST, RUN_ENDS, RUN_MAX, RUN_WINDOWS, TERM_RUNS, TERMS, WEIGHTS,
+    WINDOW,
 };
+use super::prune::{self, Asked};
 use super::query::Terms;
-use crate::kernel::{self, UNTOUCHED};
-use crate::mask::ones;
+use super::scan::SparseScan;
+use super::window::{self, Leg, Scores, Window};
 use crate::search::check_mask;
 use crate::sections::typed;
 use crate::{
-    Cancel, Error, Hit, Query, Row, RowMask, SearchParams, Sections, SparseRow, TopK, VectorIndex,
+    Cancel, Error, Hit, Query, RowMask, SearchParams, Sections, SparseRow, TopK, VectorIndex,
 };
-
-/// The scores of one window.
-type Scores = [f32; WINDOW];
-
-/// 1,024 scores are read against one floor before it is looked up again: while the `k` best are
-/// still being found it rises quickly.
-const SCAN_ROWS: usize = 1024;
-
-/// Reading a posting's row back costs about as much as reading this many scores in a row.
-const SCORES_PER_POSTING: usize = 8;
 
 thread_local! {
     /// The scores of this thread's last search, all untouched again: 256 KiB per thread that
@@ -44,10 +31,13 @@ pub struct SparseIndex {
     rows: usize,
     /// Some weight is negative, or negative zero.
     signed: bool,
+    column: SparseScan,
     terms: ScalarBuffer<u32>,
     term_runs: ScalarBuffer<u32>,
     run_windows: ScalarBuffer<u32>,
     run_ends: ScalarBuffer<u64>,
+    /// Absent from files of format 1.
+    run_max: Option<ScalarBuffer<f32>>,
     locals: ScalarBuffer<u16>,
     weights: ScalarBuffer<f32>,
 }
@@ -62,7 +52,7 @@ impl SparseIndex {
         build::build(rows)
     }
 
-    /// Opens an index over its sections, which are read in place.
+    /// Opens an index over its sections and the `column` it was built from, both read in place.
     ///
     /// Everything that a search would trip over is checked here: about 12 bytes per term and
     /// window, and the postings of the last window.
@@ -70,29 +60,32 @@ impl SparseIndex {
     /// # Errors
     /// [`Error::Corrupt`] if a section is missing, has another length than the others ask for, or
     /// points outside.
-    pub fn open(sections: &dyn Sections) -> Result<Self, Error> {
+    pub fn open(sections: &dyn Sections, column: SparseScan) -> Result<Self, Error> {
         let meta = typed::<u64>(sections, META)?;
         let &[format, rows, postings, signed] = &*meta else {
             return Err(Error::Corrupt(format!("`{META}` has {} numbers, expected 4", meta.len())));
         };
-        if format != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&format) {
             return Err(Error::Corrupt(format!(
-                "the sparse index has format {format}, this version reads {FORMAT}"
+                "the sparse index has format {format}, this version reads {OLDEST} to {FORMAT}"
             )));
         }
-        if rows != sections.rows() as u64 {
+        if rows != sections.rows() as u64 || column.rows() != sections.rows() {
             return Err(Error::Corrupt(format!(
-                "the sparse index covers {rows} rows, the segment has {}",
-                sections.rows()
+                "the sparse index covers {rows} rows, the segment has {} and its column {}",
+                sections.rows(),
+                column.rows()
             )));
         }
         let index = Self {
             rows: sections.rows(),
             signed: signed != 0,
+            column,
             terms: typed(sections, TERMS)?,
             term_runs: typed(sections, TERM_RUNS)?,
             run_windows: typed(sections, RUN_WINDOWS)?,
             run_ends: typed(sections, RUN_ENDS)?,
+            run_max: if format == 1 { None } else { Some(typed(sections, RUN_MAX)?) },
             locals: typed(sections, LOCALS)?,
             weights: typed(sections, WEIGHTS)?,
         };
@@ -111,6 +104,8 @@ impl SparseIndex {
         require(self.run_ends.len() == runs, "an end for each run")?;
         require(self.terms.is_sorted_by(|a, b| a < b), "terms strictly ascend")?;
         require(self.term_runs.is_sorted(), "a term's runs come after the term's before")?;
+        let bounds = self.run_max.as_ref().is_none_or(|most| most.len() == runs);
+        require(bounds, "a largest weight for each run")?;
         require(self.run_ends.is_sorted(), "a run's postings come after the run's before")?;
         let ends = |last: Option<u64>, of: u64| last.unwrap_or(0) == of;
         let last_run = self.term_runs.last().map(|&end| end.into());
@@ -153,70 +148,25 @@ impl SparseIndex {
         known.collect()
     }
 
-    /// The postings of `active` in `window`, with the query's weights, in the terms' order.
-    fn runs_in(&self, active: &mut [Active], window: usize, found: &mut Vec<(Range<usize>, f32)>) {
+    /// The postings of `active` in `window`, in the terms' order.
+    fn legs<'a>(&'a self, active: &mut [Active], window: usize, found: &mut Vec<Leg<'a>>) {
         found.clear();
         for term in active {
-            if !term.runs.is_empty() && self.run_windows[term.runs.start] as usize == window {
-                found.push((self.postings(term.runs.start), term.weight));
+            let run = term.runs.start;
+            if !term.runs.is_empty() && self.run_windows[run] as usize == window {
+                let postings = self.postings(run);
+                found.push(Leg {
+                    locals: &self.locals[postings.clone()],
+                    weights: &self.weights[postings],
+                    asked: term.weight,
+                    most: self
+                        .run_max
+                        .as_ref()
+                        .map_or(f32::INFINITY, |most| term.weight * most[run]),
+                });
                 term.runs.start += 1;
             }
         }
-    }
-
-    fn accumulate(&self, runs: &[(Range<usize>, f32)], signed: bool, scores: &mut Scores) {
-        for (postings, asked) in runs {
-            let postings =
-                self.locals[postings.clone()].iter().zip(&self.weights[postings.clone()]);
-            if signed {
-                for (&local, weight) in postings {
-                    // Adding +0 turns a product of -0, which would leave the row untouched,
-                    // into +0.
-                    scores[usize::from(local)] += asked * weight + 0.0;
-                }
-            } else {
-                for (&local, weight) in postings {
-                    scores[usize::from(local)] += asked * weight;
-                }
-            }
-        }
-    }
-
-    /// Offers the touched rows by going over their postings again.
-    fn collect_few(
-        &self,
-        runs: &[(Range<usize>, f32)],
-        base: usize,
-        allowed: &RowMask,
-        scores: &mut Scores,
-        top: &mut TopK,
-    ) {
-        for (postings, _) in runs {
-            for &local in &self.locals[postings.clone()] {
-                let score = std::mem::replace(&mut scores[usize::from(local)], UNTOUCHED);
-                let row = (base + usize::from(local)) as Row;
-                if score.to_bits() != UNTOUCHED.to_bits() && allowed.contains(row) {
-                    top.push(row, score);
-                }
-            }
-        }
-    }
-}
-
-/// Offers the touched rows by going over the scores of a window, which begins at row `base`.
-fn collect_all(base: usize, allowed: &RowMask, scores: &mut [f32], top: &mut TopK) {
-    let select = kernel::select();
-    for (scores, start) in scores.chunks_mut(SCAN_ROWS).zip((base..).step_by(SCAN_ROWS)) {
-        let mut passed = [0; SCAN_ROWS / 64];
-        select(scores, top.floor().unwrap_or(f32::NAN), &mut passed);
-        let allowed = &allowed.words()[start / 64..];
-        for (at, (passed, allowed)) in passed.iter().zip(allowed).enumerate() {
-            for bit in ones(passed & allowed) {
-                let place = at * 64 + bit as usize;
-                top.push((start + place) as Row, scores[place]);
-            }
-        }
-        scores.fill(UNTOUCHED);
     }
 }
 
@@ -243,24 +193,27 @@ impl VectorIndex for SparseIndex {
             return Ok(Vec::new());
         }
         let signed = self.signed || active.iter().any(|term| term.weight.is_sign_negative());
+        // A sum of products that are not negative only grows, so that it can be left unfinished
+        // once it is clear what it cannot reach. Where rows may score too much to be wanted, the
+        // best sums say nothing about the wanted ones.
+        let grows = !signed && self.run_max.is_some() && params.bounds.at_most.is_none();
+        let asked = grows.then(|| Asked::new(&terms, &self.column));
         // Put back only when all is untouched again: should this thread unwind, the next search
         // starts from new scores.
-        let mut scores = SCORES.take().unwrap_or_else(untouched_scores);
+        let mut scores = SCORES.take().unwrap_or_else(window::untouched);
         let mut top = TopK::new(params.k, params.bounds);
-        let mut runs = Vec::with_capacity(active.len());
-        for (window, base) in (0..self.rows).step_by(WINDOW).enumerate() {
-            let len = WINDOW.min(self.rows - base);
-            self.runs_in(&mut active, window, &mut runs);
-            if runs.is_empty() || nothing_allowed(allowed, base, len) {
+        let mut legs = Vec::with_capacity(active.len());
+        for (number, base) in (0..self.rows).step_by(WINDOW).enumerate() {
+            let window = Window { base, len: WINDOW.min(self.rows - base), allowed };
+            self.legs(&mut active, number, &mut legs);
+            if legs.is_empty() || window.is_closed() {
                 continue;
             }
             cancel.check()?;
-            self.accumulate(&runs, signed, &mut scores);
-            let postings: usize = runs.iter().map(|(postings, _)| postings.len()).sum();
-            if postings < len / SCORES_PER_POSTING {
-                self.collect_few(&runs, base, allowed, &mut scores, &mut top);
+            if let Some(asked) = &asked {
+                prune::search(&window, &mut legs, asked, &mut scores, params.k, &mut top)?;
             } else {
-                collect_all(base, allowed, &mut scores[..len], &mut top);
+                window.search(&legs, signed, &mut scores, &mut top);
             }
         }
         SCORES.set(Some(scores));
@@ -270,12 +223,4 @@ impl VectorIndex for SparseIndex {
     fn heap_bytes(&self) -> usize {
         0
     }
-}
-
-fn nothing_allowed(allowed: &RowMask, base: usize, len: usize) -> bool {
-    allowed.words()[base / 64..(base + len).div_ceil(64)].iter().all(|&word| word == 0)
-}
-
-fn untouched_scores() -> Box<Scores> {
-    vec![UNTOUCHED; WINDOW].try_into().expect("the vector has exactly that length")
 }

@@ -6,11 +6,13 @@
 
 mod build;
 mod index;
+mod prune;
 mod query;
 mod row;
 mod scan;
 #[cfg(test)]
 pub(crate) mod tests;
+mod window;
 
 pub use index::SparseIndex;
 pub use row::{SparseRow, canonical_sparse};

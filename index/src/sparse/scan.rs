@@ -26,11 +26,11 @@ impl SparseScan {
         Self { offsets, values }
     }
 
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.offsets.len().saturating_sub(1)
     }
 
-    fn row(&self, row: usize) -> Result<SparseRow<'_>, Error> {
+    pub(super) fn row(&self, row: usize) -> Result<SparseRow<'_>, Error> {
         let (start, end) = (self.offsets[row], self.offsets[row + 1]);
         let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
         range
@@ -49,7 +49,7 @@ impl SparseScan {
 ///
 /// The multiplier is drawn anew for each search (multiply-shift, Dietzfelbinger et al. 1997), so
 /// that no query can be made up whose ids all meet in one place.
-struct Weights {
+pub(super) struct Weights {
     /// A power of two of slots, few of them taken, so that a miss is seen at the first look.
     slots: Vec<(u32, f32)>,
     multiplier: u64,
@@ -60,7 +60,7 @@ impl Weights {
     /// An id that no row has.
     const FREE: u32 = u32::MAX;
 
-    fn new(terms: &Terms) -> Self {
+    pub(super) fn new(terms: &Terms) -> Self {
         let bits = (terms.len() * 16).next_power_of_two().ilog2();
         let slots = vec![(Self::FREE, 0.0); 1 << bits];
         let multiplier = RandomState::new().hash_one(bits) | 1;
@@ -84,7 +84,7 @@ impl Weights {
 
     /// Inner product with a row; `None` if they share no id. Without a branch on whether an id
     /// is shared, which nothing can predict.
-    fn score(&self, row: SparseRow<'_>) -> Option<f32> {
+    pub(super) fn score(&self, row: SparseRow<'_>) -> Option<f32> {
         let (mut score, mut shared) = (0.0, false);
         for (id, weight) in row.iter() {
             let (found, asked) = self.slots[self.find(id)];

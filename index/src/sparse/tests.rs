@@ -41,7 +41,7 @@ impl Sections for InMemory {
 }
 
 pub(crate) fn index(rows: &[Vec<u8>]) -> SparseIndex {
-    SparseIndex::open(&InMemory::build(rows)).expect("as built")
+    SparseIndex::open(&InMemory::build(rows), scan(rows)).expect("as built")
 }
 
 pub(crate) fn scan(rows: &[Vec<u8>]) -> SparseScan {
@@ -171,7 +171,7 @@ proptest! {
         }
         let query = encode(&[(0, 1.0), (37, 0.5), (74, -1.0), (u32::MAX - 1, 2.0)]);
         let query = Query::Sparse(SparseRow::parse(&query).expect("ascending ids"));
-        match SparseIndex::open(&sections) {
+        match SparseIndex::open(&sections, scan(&rows)) {
             Err(Error::Corrupt(_)) => {}
             Err(other) => prop_assert!(false, "not {other:?}"),
             Ok(index) => {
@@ -254,6 +254,47 @@ fn more_rows_than_one_window_are_all_found() {
         let query = Query::Sparse(SparseRow::parse(&bytes).expect("ascending ids"));
         let hits = index.search(&query, &params, &allowed, &Cancel::never()).expect("a search");
         assert_eq!(hits, expected);
+    }
+}
+
+/// Rows as texts have them: common ids with small weights, rare ones with large.
+fn skewed(random: &mut Random, most: usize) -> Vec<u8> {
+    let entries: BTreeMap<u32, f32> = (0..1 + random.below(most))
+        .map(|_| {
+            let id = 500.0 * random.float().abs().powi(3);
+            (id as u32, (0.05 + random.float().abs()) * id.sqrt())
+        })
+        .collect();
+    encode(&entries.into_iter().collect::<Vec<_>>())
+}
+
+#[test]
+fn leaving_postings_alone_changes_no_bit_of_the_answer() {
+    let random = &mut Random(17);
+    let rows: Vec<Vec<u8>> = (0..80_000).map(|_| skewed(random, 20)).collect();
+    let sections = InMemory::build(&rows);
+    // Files of the first format say nothing of what a term brings at most.
+    let mut first = InMemory { sections: sections.sections.clone(), rows: rows.len() };
+    let mut meta = first.sections["sparse.meta"].to_vec();
+    meta[..8].copy_from_slice(&1u64.to_le_bytes());
+    first.sections.insert("sparse.meta", aligned(&meta));
+    first.sections.remove("sparse.run_max");
+    let pruning = SparseIndex::open(&sections, scan(&rows)).expect("as built");
+    let whole = SparseIndex::open(&first, scan(&rows)).expect("the first format");
+    for round in 0..60 {
+        let query = skewed(random, 15);
+        let query = Query::Sparse(SparseRow::parse(&query).expect("ascending ids"));
+        let above = (round % 5 == 0).then_some(20.0);
+        let params = SearchParams {
+            k: [1, 10, 300][round % 3],
+            bounds: Bounds { above, at_most: None },
+            ..SearchParams::default()
+        };
+        let allowed = mask(random, rows.len());
+        let found = [&pruning, &whole].map(|index| {
+            index.search(&query, &params, &allowed, &Cancel::never()).expect("a search")
+        });
+        assert_eq!(found[0], found[1], "round {round}");
     }
 }
 

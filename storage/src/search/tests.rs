@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int64Type};
 use arrow_array::{RecordBatch, UInt32Array};
 use arrow_select::take::take_record_batch;

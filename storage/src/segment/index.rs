@@ -10,7 +10,8 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use arrow_array::{Array, ArrayRef, LargeBinaryArray};
 use elanus_index::{
-    Cancel, Elem, HnswIndex, HnswParams, Progress, SparseIndex, SparseRow, VectorIndex, Vectors,
+    Cancel, Elem, HnswIndex, HnswParams, Progress, SparseIndex, SparseRow, SparseScan, VectorIndex,
+    Vectors,
 };
 
 use super::section_file::{self, Section, SectionFile};
@@ -102,9 +103,8 @@ impl Index {
         }
         let sections = sections.verified()?;
         let opened = match self.entry.kind {
-            IndexKind::SparseInverted => {
-                SparseIndex::open(&sections).map(|index| Opened::Sparse(Arc::new(index)))
-            }
+            IndexKind::SparseInverted => SparseIndex::open(&sections, sparse_rows(column)?)
+                .map(|index| Opened::Sparse(Arc::new(index))),
             IndexKind::Hnsw(graph) => {
                 HnswIndex::open(&sections, vectors(field, column)?, graph.metric)
                     .map(|index| Opened::Graph(Arc::new(index)))
@@ -154,11 +154,21 @@ pub(crate) fn build_bytes(kind: IndexKind, column: &ArrayRef) -> usize {
     }
 }
 
-fn sparse_sections(column: &ArrayRef) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
-    let vectors = column
+/// The rows of a sparse vector column, without a copy.
+pub(crate) fn sparse_rows(column: &ArrayRef) -> Result<SparseScan, Error> {
+    let rows = large_binary(column)?;
+    Ok(SparseScan::new(rows.offsets().inner().clone(), rows.values().clone()))
+}
+
+fn large_binary(column: &ArrayRef) -> Result<&LargeBinaryArray, Error> {
+    column
         .as_any()
-        .downcast_ref::<LargeBinaryArray>()
-        .ok_or_else(|| Error::Internal("a sparse vector column is LargeBinary".into()))?;
+        .downcast_ref()
+        .ok_or_else(|| Error::Internal("a sparse vector column is LargeBinary".into()))
+}
+
+fn sparse_sections(column: &ArrayRef) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let vectors = large_binary(column)?;
     let rows = (0..vectors.len())
         .map(|row| if vectors.is_null(row) { &[] } else { vectors.value(row) })
         .map(SparseRow::trusted);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use arrow_buffer::Buffer;
 use elanus_index::{
     Cancel, Elem, FlatIndex, Hit, HnswIndex, HnswParams, Metric, Progress, Query, RowMask,
-    SearchParams, Sections, SparseIndex, SparseRow, VectorIndex,
+    SearchParams, Sections, SparseIndex, SparseRow, SparseScan, VectorIndex,
 };
 use serde_json::{Value, json};
 
@@ -120,10 +120,11 @@ fn build(args: &Args, rows: &Rows) -> Result<Box<dyn VectorIndex>> {
             })?);
             Box::new(HnswIndex::open(&sections, vectors.clone(), Metric::Ip)?)
         }
-        Rows::Sparse { .. } => {
+        Rows::Sparse { offsets, bytes } => {
+            let column = SparseScan::new(offsets.clone(), bytes.clone());
             let rows = (0..rows.len()).map(|row| SparseRow::trusted(rows.bytes(row)));
             let sections = in_memory(pool.install(|| SparseIndex::build(rows)));
-            Box::new(SparseIndex::open(&sections)?)
+            Box::new(SparseIndex::open(&sections, column)?)
         }
     };
     let spent = process::cpu_seconds(std::process::id());
