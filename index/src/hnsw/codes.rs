@@ -15,7 +15,8 @@ use arrow_buffer::{Buffer, ScalarBuffer};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::layout::{CENTRE, CODES, OFFSETS, STEPS};
+use super::coarse::{self, Coarse};
+use super::layout::{CENTRE, COARSE, CODES, OFFSETS, STEPS};
 use super::space::ROWS_AT_ONCE;
 use crate::kernel::{self, CodeKernel, Step};
 use crate::sections::typed;
@@ -53,6 +54,7 @@ pub(super) struct Codes {
     bytes: Buffer,
     stride: usize,
     dot: CodeKernel,
+    coarse: Option<Coarse>,
 }
 
 /// A query, or a row in its place, ready to be scored against codes.
@@ -62,6 +64,18 @@ pub(super) struct Prepared {
     low: Vec<Step>,
     factor: f32,
     constant: f32,
+    coarse: coarse::Prepared,
+}
+
+impl Prepared {
+    /// Room for so many cache lines, all zero: what an earlier, wider query left there would be
+    /// multiplied with what lies behind the codes.
+    fn clear(&mut self, lines: usize) {
+        for plane in [&mut self.high, &mut self.low] {
+            plane.clear();
+            plane.resize(lines, Step::ZERO);
+        }
+    }
 }
 
 /// A row's numbers as the graph sees them: of length 1 for cosine.
@@ -216,13 +230,40 @@ impl Codes {
             }
             Ok(())
         })?;
-        Ok(Self { scale, bytes: Buffer::from_vec(bytes), stride, dot: kernel::code_dot() })
+        let bytes = Buffer::from_vec(bytes);
+        Ok(Self { scale, bytes, stride, dot: kernel::code_dot(), coarse: None })
+    }
+
+    /// Makes coarse rows, or drops them.
+    pub(super) fn set_coarse(&mut self, wanted: bool) {
+        let Self { scale, bytes, stride, .. } = self;
+        let limits = || scale.offsets.iter().zip(&*scale.steps);
+        let bias = |row: Row, meant: &[f32]| match scale.metric {
+            Metric::L2 => {
+                let rounded = meant.iter().zip(limits()).map(|(code, (o, step))| step * code + o);
+                -rounded.map(|x| x * x).sum::<f32>()
+            }
+            // What is taken from a product by moving the row does not depend on rounding.
+            Metric::Ip | Metric::Cosine | Metric::Hamming | Metric::Jaccard => {
+                let end = (row as usize + 1) * *stride;
+                bytes[..end].last_chunk().map_or(0.0, |bias| f32::from_le_bytes(*bias))
+            }
+        };
+        let bias = scale.is_centred().then_some(&bias);
+        let dim = scale.steps.len();
+        self.coarse = wanted.then(|| Coarse::of(bytes, (*stride, dim), bias));
+    }
+
+    /// The coarse rows, if there are any.
+    #[inline]
+    pub(super) fn coarse(&self) -> Option<&Coarse> {
+        self.coarse.as_ref()
     }
 
     /// The sections to open the same codes from; empty ones say that there are none.
-    pub(super) fn into_sections(codes: Option<Self>) -> [(&'static str, Vec<u8>); 4] {
-        let names = [OFFSETS, STEPS, CENTRE, CODES];
-        let Some(Self { scale, bytes, .. }) = codes else {
+    pub(super) fn into_sections(codes: Option<Self>) -> [(&'static str, Vec<u8>); 5] {
+        let names = [OFFSETS, STEPS, CENTRE, CODES, COARSE];
+        let Some(Self { scale, bytes, coarse, .. }) = codes else {
             return names.map(|name| (name, Vec::new()));
         };
         let floats = |floats: &ScalarBuffer<f32>| floats.inner().to_vec();
@@ -232,6 +273,7 @@ impl Codes {
             (CENTRE, floats(&scale.centre)),
             // Freshly encoded codes are handed over without a copy.
             (CODES, bytes.into_vec().unwrap_or_else(|shared| shared.to_vec())),
+            (COARSE, coarse.map(Coarse::into_bytes).unwrap_or_default()),
         ]
     }
 
@@ -250,8 +292,9 @@ impl Codes {
         };
         let stride = stride(vectors.dim(), scale.is_centred());
         let bytes = typed::<u8>(sections, CODES)?.into_inner();
+        let coarse = typed::<u8>(sections, COARSE)?.into_inner();
         let widths = [scale.offsets.len(), scale.steps.len(), scale.centre.len()];
-        if widths == [0; 3] && bytes.is_empty() {
+        if widths == [0; 3] && bytes.is_empty() && coarse.is_empty() {
             return Ok(None);
         }
         let dim = vectors.dim();
@@ -264,7 +307,17 @@ impl Codes {
                 dim,
             )));
         }
-        Ok(Some(Self { scale, bytes, stride, dot: kernel::code_dot() }))
+        let centred = scale.is_centred();
+        let coarse_stride = coarse::stride(dim, centred);
+        if !coarse.is_empty() && coarse.len() != vectors.rows() * coarse_stride {
+            return Err(Error::Corrupt(format!(
+                "HNSW coarse rows: {} bytes for {} rows of {dim} dimensions",
+                coarse.len(),
+                vectors.rows(),
+            )));
+        }
+        let coarse = (!coarse.is_empty()).then(|| Coarse::open(coarse, coarse_stride, centred));
+        Ok(Some(Self { scale, bytes, stride, dot: kernel::code_dot(), coarse }))
     }
 
     #[inline]
@@ -273,19 +326,27 @@ impl Codes {
         &self.bytes.as_slice()[start..start + self.stride]
     }
 
+    /// Cache lines of a row.
+    pub(super) fn lines(&self) -> usize {
+        self.stride / LINE
+    }
+
     /// Asks for a row's bytes.
     #[inline]
     pub(super) fn prefetch(&self, row: Row) {
-        kernel::prefetch(self.row(row), self.stride / LINE);
+        kernel::prefetch(self.row(row), self.lines());
     }
 
     /// Makes a query of `numbers`, as [`numbers()`] gives them.
     pub(super) fn prepare(&self, numbers: &mut [f32], prepared: &mut Prepared) {
-        let lines = self.stride / LINE;
-        prepared.high.resize(lines, Step::ZERO);
-        prepared.low.resize(lines, Step::ZERO);
+        prepared.clear(self.lines());
         self.scale.to_centre(numbers);
         self.scale.prepare(numbers, prepared);
+        if let Some(coarse) = &self.coarse {
+            let twice = if self.scale.metric == Metric::L2 { 2.0 } else { 1.0 };
+            let weights = numbers.iter().zip(&*self.scale.steps).map(|(q, step)| q * step * twice);
+            coarse.prepare(weights, prepared.constant, &mut prepared.coarse);
+        }
     }
 
     /// Makes a query of a row's codes.
@@ -294,10 +355,30 @@ impl Codes {
         let limits = self.scale.offsets.iter().zip(&*self.scale.steps);
         let decoded = self.row(row).iter().zip(limits);
         numbers.extend(decoded.map(|(code, (offset, step))| f32::from(*code) * step + offset));
-        let lines = self.stride / LINE;
-        prepared.high.resize(lines, Step::ZERO);
-        prepared.low.resize(lines, Step::ZERO);
+        prepared.clear(self.lines());
         self.scale.prepare(numbers, prepared);
+    }
+
+    /// The score of a row by its half bytes; by its code where there are none.
+    #[inline]
+    pub(super) fn coarse_score(&self, query: &Prepared, row: Row) -> f32 {
+        match &self.coarse {
+            Some(coarse) => coarse.score(&query.coarse, row),
+            None => self.score(query, row),
+        }
+    }
+
+    /// [`Codes::coarse_score`] of several rows.
+    #[inline]
+    pub(super) fn coarse_score_all(
+        &self,
+        query: &Prepared,
+        rows: [Row; ROWS_AT_ONCE],
+    ) -> [f32; ROWS_AT_ONCE] {
+        match &self.coarse {
+            Some(coarse) => coarse.score_all(&query.coarse, rows),
+            None => self.score_all(query, rows),
+        }
     }
 
     /// The approximate score of a row.

@@ -1,11 +1,13 @@
 //! A navigable graph for approximate search (HNSW, Malkov & Yashunin 2016).
 //!
 //! The graph is walked on rows of one byte per dimension (`codes`), which lie in their own
-//! aligned array: the bytes read per row decide how fast a walk is. Where a trial says that codes
-//! would confuse neighbours, the rows themselves are walked on (`space`). The few best are scored
-//! on the rows themselves, so scores are exact and only membership is approximate.
+//! aligned array: the bytes read per row decide how fast a walk is. A search walks on rows of half
+//! as many bytes (`coarse`), and scores what it found on the codes. Where a trial says that the one
+//! or the other would confuse neighbours, it is done without (`space`). The few best are scored on
+//! the rows themselves, so scores are exact and only membership is approximate.
 
 mod build;
+mod coarse;
 mod codes;
 mod graph;
 mod layout;

@@ -6,7 +6,7 @@ use super::build;
 use super::graph::{Graph, Opened};
 use super::params::HnswParams;
 use super::space::{ROWS_AT_ONCE, Space};
-use super::walk::{Around, Scratch, descend, valid, walk};
+use super::walk::{Around, Scratch, descend, score, valid, walk};
 use crate::flat::Scorer;
 use crate::kernel;
 use crate::search::check_mask;
@@ -19,7 +19,7 @@ use crate::{
 const DEFAULT_EF: usize = 64;
 /// Rows scored exactly beyond the results wanted: half as many, and at least so many. The trial
 /// that lets codes be used finds all but a hundredth of the neighbours in fewer places.
-const RERANKED_BESIDES: usize = 10;
+const RERANKED_BESIDES: usize = 6;
 /// A walk over all rows takes as long for `m` times each place of its beam as a scan for so many
 /// rows (`make bench`: 60,000 x 384, ef 64 and 128).
 const SCANNED_PER_PLACE: usize = 2;
@@ -38,6 +38,14 @@ const LOOKED_BEHIND: usize = 4;
 /// Allowed rows, spread over the segment, from which a filtered walk starts besides the usual
 /// place, in case the allowed rows lie elsewhere.
 const EXTRA_STARTS: usize = 16;
+/// A walk on half bytes has a beam wider by this share and by [`WIDER_BY`], so that it finds as much
+/// as one on codes (`make bench`: recall at each `ef` is what it was, in less time).
+const WIDER_SHARE: usize = 32;
+/// Places; what a narrow beam needs.
+const WIDER_BY: usize = 2;
+/// Of what was found by half bytes, so many times as many rows as will be scored exactly are scored
+/// on their codes.
+const REFINED: usize = 4;
 /// 4,096 rows between looks at the clock while codes are scanned.
 const ROWS_PER_CHECK: usize = 4096;
 /// How much wider a beam is made that did not reach far enough.
@@ -64,7 +72,7 @@ pub struct HnswIndex {
 /// How one query is answered.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Plan {
-    /// Score the codes of all allowed rows.
+    /// Score all allowed rows.
     Scan,
     /// Walk over all rows with a beam so wide that it should hold the usual number of allowed
     /// ones. Where it holds less than half of that, the filter goes against the query: walk over
@@ -108,7 +116,7 @@ impl HnswIndex {
     /// Makes the named sections of an index over `vectors`, in parallel on the rayon pool that it
     /// is called in; the same on any number of threads. `progress` counts inserted rows.
     ///
-    /// Holds in memory, besides `vectors`: a byte per dimension of each row (padded to 64),
+    /// Holds in memory, besides `vectors`: one and a half bytes per dimension of each row (padded to 64),
     /// `16 · m` bytes per row, and per thread a bit per row.
     ///
     /// # Errors
@@ -137,10 +145,16 @@ impl HnswIndex {
         Ok(Self { metric, space, graph })
     }
 
-    /// Whether it walks on codes.
+    /// Whether it walks on codes or half bytes.
     #[cfg(test)]
     pub(super) fn is_coded(&self) -> bool {
         self.space.is_coded()
+    }
+
+    /// Whether it walks on half bytes.
+    #[cfg(test)]
+    pub(super) fn is_coarse(&self) -> bool {
+        self.space.has_coarse()
     }
 
     /// Finds up to `wanted` allowed rows by their codes, best first; none too few to answer with
@@ -153,6 +167,7 @@ impl HnswIndex {
         cancel: &Cancel,
     ) -> Result<Vec<Row>, Error> {
         let share = sizes.allowed as f64 / self.space.rows() as f64;
+        self.space.coarsen(&mut scratch.target);
         let mut plan = Plan::choose(sizes, share, self.graph.m);
         if plan != Plan::Scan {
             let mut starts = Vec::from_iter(descend(&self.graph, &self.space, &scratch.target, 0));
@@ -164,23 +179,48 @@ impl HnswIndex {
             }
             if let Plan::WalkAll { width } = plan {
                 let around = Around::Links;
+                let width = Self::widened(width, sizes.wanted, scratch);
                 walk(&self.graph, &self.space, 0, &starts, width, around, scratch, cancel)?;
-                let found = found(scratch, allowed, sizes.wanted.max(ef));
+                let found = found(scratch, allowed, sizes.wanted.saturating_mul(REFINED).max(ef));
                 if found.len() >= sizes.k.max(ef / 2) {
-                    return Ok(found.into_iter().take(sizes.wanted).collect());
+                    return Ok(self.refined(found, sizes.wanted, scratch));
                 }
             }
             if plan != Plan::Scan {
                 starts.extend(spread(allowed));
                 let around = Around::AllowedWithinTwo(allowed);
-                walk(&self.graph, &self.space, 0, &starts, ef, around, scratch, cancel)?;
-                let found = found(scratch, allowed, sizes.wanted);
+                let width = Self::widened(ef, sizes.wanted, scratch);
+                walk(&self.graph, &self.space, 0, &starts, width, around, scratch, cancel)?;
+                let found = found(scratch, allowed, sizes.wanted.saturating_mul(REFINED));
                 if found.len() >= sizes.k {
-                    return Ok(found);
+                    return Ok(self.refined(found, sizes.wanted, scratch));
                 }
             }
         }
         self.scan(sizes.wanted, allowed, scratch, cancel)
+    }
+
+    /// The beam of a walk, for one of `width` places on codes.
+    fn widened(width: usize, wanted: usize, scratch: &Scratch) -> usize {
+        if !scratch.target.is_coarse() {
+            return width;
+        }
+        width.saturating_add(width / WIDER_SHARE + WIDER_BY).max(wanted)
+    }
+
+    /// The best `wanted` of what was found, best first: by codes, if it was found by half bytes.
+    fn refined(&self, mut found: Vec<Row>, wanted: usize, scratch: &mut Scratch) -> Vec<Row> {
+        if scratch.target.refine() {
+            found.truncate(wanted.saturating_mul(REFINED));
+            let mut scored = Vec::with_capacity(found.len());
+            score(&self.space, &scratch.target, &found, |row, score| {
+                scored.push(Hit { row, score });
+            });
+            scored.sort_unstable_by(Hit::best_first);
+            found = scored.into_iter().map(|hit| hit.row).collect();
+        }
+        found.truncate(wanted);
+        found
     }
 
     /// The share of allowed rows among those linked to `start` or to one of its first links.
@@ -197,10 +237,11 @@ impl HnswIndex {
         &self,
         wanted: usize,
         allowed: &RowMask,
-        scratch: &Scratch,
+        scratch: &mut Scratch,
         cancel: &Cancel,
     ) -> Result<Vec<Row>, Error> {
-        let mut top = TopK::new(wanted, Bounds::default());
+        let most = if scratch.target.is_coarse() { wanted.saturating_mul(REFINED) } else { wanted };
+        let mut top = TopK::new(most, Bounds::default());
         let mut ahead = allowed.iter().skip(ROWS_AHEAD);
         let (mut rows, mut held) = ([0; ROWS_AT_ONCE], 0);
         for (at, row) in allowed.iter().enumerate() {
@@ -208,7 +249,7 @@ impl HnswIndex {
                 cancel.check()?;
             }
             if let Some(next) = ahead.next() {
-                self.space.prefetch(next);
+                self.space.prefetch(&scratch.target, next);
             }
             rows[held] = row;
             held += 1;
@@ -221,7 +262,8 @@ impl HnswIndex {
         for row in &rows[..held] {
             top.push(*row, self.space.score(&scratch.target, *row));
         }
-        Ok(top.into_hits().into_iter().map(|hit| hit.row).collect())
+        let found = top.into_hits().into_iter().map(|hit| hit.row).collect();
+        Ok(self.refined(found, wanted, scratch))
     }
 
     /// Scores `rows` on the rows themselves.

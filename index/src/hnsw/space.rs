@@ -1,5 +1,5 @@
-//! How rows are compared while a graph is made and walked: on their codes, or on the rows
-//! themselves where codes would be too coarse.
+//! How rows are compared while a graph is made and walked: on half bytes or codes, or on the rows
+//! themselves where those would be too coarse.
 
 use rayon::prelude::*;
 
@@ -16,11 +16,14 @@ const TRIED: usize = 48;
 const TRIED_AMONG: usize = 8192;
 /// Neighbours looked for.
 const NEIGHBOURS: usize = 10;
-/// Places among which codes must have them: three quarters of what a search scores again.
+/// Places among which codes must have them: fewer than a search scores again.
 const WITHIN: usize = 15;
 /// Share of the neighbours that must be there. Codes of text embeddings have all of them; rows
-/// that differ by less than a step of their outlying dimensions fail.
+/// that differ by less than a step of their outlying dimensions fail. By half bytes, embeddings of
+/// 384 dimensions pass, and a walk is then as good as on codes; most rows of 64 dimensions fail.
 const FOUND_AT_LEAST: f64 = 0.99;
+/// Cache lines asked for ahead of those being read; twice as many were no quicker.
+const LINES_ON_THEIR_WAY: usize = 36;
 /// Cache lines of an exact row asked for ahead; the hardware follows the rest by itself.
 const LINES_AHEAD: usize = 8;
 
@@ -33,13 +36,39 @@ pub(super) struct Space {
     codes: Option<Codes>,
 }
 
+/// On what rows are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+enum By {
+    HalfBytes,
+    Codes,
+    #[default]
+    Rows,
+}
+
 /// A query, or a row in its place, ready to be compared with rows.
 #[derive(Debug, Default)]
 pub(super) struct Target {
+    by: By,
     numbers: Vec<f32>,
     prepared: Prepared,
     bytes: Vec<u8>,
     scale: f32,
+}
+
+impl Target {
+    /// Whether it is compared on half bytes.
+    pub(super) fn is_coarse(&self) -> bool {
+        self.by == By::HalfBytes
+    }
+
+    /// From now on is compared on codes, if it was on half bytes; tells whether it was.
+    pub(super) fn refine(&mut self) -> bool {
+        let was_coarse = self.is_coarse();
+        if was_coarse {
+            self.by = By::Codes;
+        }
+        was_coarse
+    }
 }
 
 impl Space {
@@ -51,8 +80,12 @@ impl Space {
         let codes = Some(Codes::encode(vectors, metric, cancel)?);
         let scorer = Scorer::new(vectors, metric)?;
         let mut space = Self { vectors: vectors.clone(), metric, scorer, codes };
-        if space.found_by_codes() < FOUND_AT_LEAST {
+        if space.found(By::Codes) < FOUND_AT_LEAST {
             space.codes = None;
+        }
+        space.set_coarse(true);
+        if space.codes.is_some() && space.found(By::HalfBytes) < FOUND_AT_LEAST {
+            space.set_coarse(false);
         }
         Ok(space)
     }
@@ -80,7 +113,13 @@ impl Space {
         Ok(Self { vectors, metric, scorer, codes })
     }
 
-    pub(super) fn into_sections(self) -> [(&'static str, Vec<u8>); 4] {
+    fn set_coarse(&mut self, wanted: bool) {
+        if let Some(codes) = &mut self.codes {
+            codes.set_coarse(wanted);
+        }
+    }
+
+    pub(super) fn into_sections(self) -> [(&'static str, Vec<u8>); 5] {
         Codes::into_sections(self.codes)
     }
 
@@ -103,22 +142,46 @@ impl Space {
         self.codes.is_some()
     }
 
-    /// Makes a target of a query's bytes.
+    /// Whether there are half bytes.
+    #[cfg(test)]
+    pub(super) fn has_coarse(&self) -> bool {
+        self.coarsest() == By::HalfBytes
+    }
+
+    fn coarsest(&self) -> By {
+        match &self.codes {
+            Some(codes) if codes.coarse().is_some() => By::HalfBytes,
+            Some(_) => By::Codes,
+            None => By::Rows,
+        }
+    }
+
+    /// From now on compares a query on what is read quickest.
+    pub(super) fn coarsen(&self, target: &mut Target) {
+        target.by = self.coarsest();
+    }
+
+    /// Makes a target of a query's bytes, to be compared on what is read quickest.
     pub(super) fn prepare(&self, bytes: &[u8], target: &mut Target) {
         if let Some(codes) = &self.codes {
             numbers(self.metric, self.vectors.elem(), bytes, &mut target.numbers);
             codes.prepare(&mut target.numbers, &mut target.prepared);
+            self.coarsen(target);
         } else {
+            target.by = By::Rows;
             target.bytes.clear();
             target.bytes.extend_from_slice(bytes);
             target.scale = self.scorer.scale(bytes);
         }
     }
 
-    /// Makes a target of a row.
+    /// Makes a target of a row, to be compared on codes.
     pub(super) fn prepare_row(&self, row: Row, target: &mut Target) {
         match &self.codes {
-            Some(codes) => codes.prepare_row(row, &mut target.numbers, &mut target.prepared),
+            Some(codes) => {
+                codes.prepare_row(row, &mut target.numbers, &mut target.prepared);
+                target.by = By::Codes;
+            }
             None => self.prepare(self.vectors.row(row), target),
         }
     }
@@ -127,6 +190,7 @@ impl Space {
     #[inline]
     pub(super) fn score(&self, target: &Target, row: Row) -> f32 {
         match &self.codes {
+            Some(codes) if target.by == By::HalfBytes => codes.coarse_score(&target.prepared, row),
             Some(codes) => codes.score(&target.prepared, row),
             None => self.score_exactly(target, row),
         }
@@ -140,6 +204,9 @@ impl Space {
         rows: [Row; ROWS_AT_ONCE],
     ) -> [f32; ROWS_AT_ONCE] {
         match &self.codes {
+            Some(codes) if target.by == By::HalfBytes => {
+                codes.coarse_score_all(&target.prepared, rows)
+            }
             Some(codes) => codes.score_all(&target.prepared, rows),
             None => rows.map(|row| self.score_exactly(target, row)),
         }
@@ -152,30 +219,47 @@ impl Space {
 
     /// Asks for what [`Space::score`] reads of a row.
     #[inline]
-    pub(super) fn prefetch(&self, row: Row) {
+    pub(super) fn prefetch(&self, target: &Target, row: Row) {
         match &self.codes {
-            Some(codes) => codes.prefetch(row),
+            Some(codes) => match codes.coarse() {
+                Some(coarse) if target.by == By::HalfBytes => coarse.prefetch(row),
+                Some(_) | None => codes.prefetch(row),
+            },
             None => kernel::prefetch(self.vectors.row(row), LINES_AHEAD),
         }
     }
 
-    /// The share of rows' true neighbours that their codes put in front, among a sample.
-    fn found_by_codes(&self) -> f64 {
+    /// How many times [`ROWS_AT_ONCE`] rows are asked for before the first are scored.
+    pub(super) fn chunks_ahead(&self, target: &Target) -> usize {
+        let lines = match &self.codes {
+            Some(codes) => match codes.coarse() {
+                Some(coarse) if target.is_coarse() => coarse.lines(),
+                Some(_) | None => codes.lines(),
+            },
+            None => LINES_AHEAD,
+        };
+        (LINES_ON_THEIR_WAY / ROWS_AT_ONCE / lines).max(1)
+    }
+
+    /// The share of rows' true neighbours that are among the best [`WITHIN`] by codes or half
+    /// bytes, in a sample.
+    fn found(&self, by: By) -> f64 {
         let rows = self.rows();
         let every = |count: usize| rows.div_ceil(count).max(1);
         let pool: Vec<Row> = (0..rows as Row).step_by(every(TRIED_AMONG)).collect();
         let tried: Vec<Row> = (0..rows as Row).step_by(every(TRIED)).collect();
-        let counts = tried.par_iter().map(|&row| self.neighbours_found(row, &pool));
+        let counts = tried.par_iter().map(|&row| self.neighbours_found(row, &pool, by));
         let (found, wanted) = counts.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         if wanted == 0 { 1.0 } else { found as f64 / wanted as f64 }
     }
 
-    /// How many of the neighbours of `row` in `pool` its code finds, and how many there are.
-    fn neighbours_found(&self, row: Row, pool: &[Row]) -> (usize, usize) {
+    /// How many of the neighbours of `row` in `pool` are found, and how many there are.
+    fn neighbours_found(&self, row: Row, pool: &[Row], by: By) -> (usize, usize) {
         let bytes = self.vectors.row(row);
         let scale = self.scorer.scale(bytes);
         let mut target = Target::default();
         self.prepare(bytes, &mut target);
+        target.by = if self.codes.is_some() { by } else { By::Rows };
         let mut exact = TopK::new(NEIGHBOURS, Bounds::default());
         let mut coded = TopK::new(WITHIN, Bounds::default());
         for &other in pool.iter().filter(|other| **other != row) {

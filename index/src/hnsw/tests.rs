@@ -151,6 +151,54 @@ fn recall_is_that_of_a_walk_on_the_rows_themselves() {
     }
 }
 
+/// Rows of twelve dimensions in a space of many, as those of embeddings are.
+fn embedded(rows: usize, dim: usize, seed: u64) -> Vectors {
+    let of_space = &mut Random(99);
+    let space: Vec<[f32; 12]> =
+        (0..dim).map(|_| std::array::from_fn(|_| of_space.float())).collect();
+    let random = &mut Random(seed);
+    let numbers: Vec<f32> = (0..rows)
+        .flat_map(|_| {
+            let latent: [f32; 12] = std::array::from_fn(|_| random.float() + random.float());
+            let along = move |axis: &[f32; 12]| axis.iter().zip(latent).map(|(a, x)| a * x).sum();
+            space.iter().map(along).collect::<Vec<f32>>()
+        })
+        .collect();
+    Vectors::new(Buffer::from_vec(encode(Elem::F32, &numbers)), Elem::F32, dim).expect("whole rows")
+}
+
+#[test]
+fn a_walk_on_half_bytes_finds_as_much_as_one_on_the_rows() {
+    let (data, queries) = (embedded(1500, 700, 1), embedded(100, 700, 2));
+    let all = RowMask::all(1500);
+    for metric in [Metric::L2, Metric::Ip, Metric::Cosine] {
+        let index = open(&data, metric);
+        let plain = in_memory(build::build_plain(&data, metric, &PARAMS), 1500);
+        let plain = HnswIndex::open(&plain, data.clone(), metric).expect("as built");
+        assert!(index.is_coarse() && !plain.is_coarse(), "{metric:?}");
+        for ef in [10, 20, 40] {
+            let of = |index| recall(index, &data, metric, &queries, &params(10, ef), &all);
+            let (found, wanted) = (of(&index), of(&plain));
+            assert!(found >= wanted - 0.01, "{metric:?} ef {ef}: {found} of {wanted}");
+        }
+    }
+}
+
+#[test]
+fn a_search_leaves_nothing_behind_for_one_in_a_narrower_index() {
+    let wide = vectors(Shape::Clustered, Elem::F32, 500, 300, 1);
+    let narrow = vectors(Shape::Clustered, Elem::F32, 2000, 48, 1);
+    let queries = vectors(Shape::Clustered, Elem::F32, 50, 48, 2);
+    let (other, index) = (open(&wide, Metric::Ip), open(&narrow, Metric::L2));
+    let all = RowMask::all(2000);
+    let of = || recall(&index, &narrow, Metric::L2, &queries, &params(10, 20), &all);
+    let before = of();
+    let query = Query::Dense(wide.row(7));
+    let hits = other.search(&query, &params(10, 20), &RowMask::all(500), &Cancel::never());
+    assert!(hits.is_ok());
+    assert_eq!(of(), before);
+}
+
 #[test]
 fn scores_are_exact() {
     let data = vectors(Shape::Clustered, Elem::F32, 3000, 40, 1);

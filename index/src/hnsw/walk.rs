@@ -220,25 +220,36 @@ pub(super) fn walk(
                 }
             }
         }
-        score(space, target, fresh, beam);
+        score(space, target, fresh, |row, score| beam.offer(row, score));
     }
     Ok(())
 }
 
-/// Offers rows to the beam. While some are scored the next ones are asked for, and no more:
-/// beyond as many cache lines as can be on their way at once, asking only waits.
+/// Scores rows and hands the scores to `take`. While some are scored the next ones are asked for,
+/// and no more: beyond as many cache lines as can be on their way at once, asking only waits.
 #[inline]
-fn score(space: &Space, target: &Target, rows: &[Row], beam: &mut Beam) {
+pub(super) fn score(space: &Space, target: &Target, rows: &[Row], mut take: impl FnMut(Row, f32)) {
     let (fours, rest) = rows.as_chunks::<ROWS_AT_ONCE>();
-    fours.first().map_or(rest, |four| four).iter().for_each(|row| space.prefetch(*row));
+    let chunk = |at: usize| match fours.get(at) {
+        Some(four) => four.as_slice(),
+        None if at == fours.len() => rest,
+        None => &[],
+    };
+    let ask = |at: usize| chunk(at).iter().for_each(|row| space.prefetch(target, *row));
+    let ahead = space.chunks_ahead(target);
+    (0..ahead).for_each(ask);
     for (at, four) in fours.iter().enumerate() {
-        let next = fours.get(at + 1).map_or(rest, |four| four);
-        next.iter().for_each(|row| space.prefetch(*row));
+        ask(at + ahead);
         for (row, score) in four.iter().zip(space.score_all(target, *four)) {
-            beam.offer(*row, score);
+            take(*row, score);
         }
     }
-    for row in rest {
-        beam.offer(*row, space.score(target, *row));
+    if let Some(last) = rest.last() {
+        // Quicker together with some that nobody asked for than one by one.
+        let mut four = [*last; ROWS_AT_ONCE];
+        four[..rest.len()].copy_from_slice(rest);
+        for (row, score) in rest.iter().zip(space.score_all(target, four)) {
+            take(*row, score);
+        }
     }
 }

@@ -13,11 +13,14 @@
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod nibbles;
 mod scalar;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub use nibbles::{NIBBLES, NibbleDot, NibbleDots, NibbleKernel, nibble_dot, nibble_dot_at};
 
 use crate::{Elem, Error, Metric};
 

@@ -370,7 +370,7 @@ mod bits64 {
 /// The sum of eight 32-bit numbers.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn total256(sum: __m256i) -> i32 {
+pub(super) fn total256(sum: __m256i) -> i32 {
     let halves = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     let pairs = _mm_add_epi32(halves, _mm_shuffle_epi32::<0b00_00_11_10>(halves));
     _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32::<0b00_00_00_01>(pairs)))
@@ -378,7 +378,7 @@ fn total256(sum: __m256i) -> i32 {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load512(bytes: &[u8; 64]) -> __m512i {
+pub(super) fn load512(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: the reference covers the 64 bytes read; the load asks for no alignment.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
@@ -407,7 +407,7 @@ fn load256_tail(tail: &[u8]) -> __m256i {
 
 #[target_feature(enable = "avx")]
 #[inline]
-fn load256(bytes: &[u8; 32]) -> __m256i {
+pub(super) fn load256(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: the reference covers the 32 bytes read; the load asks for no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
@@ -525,20 +525,21 @@ pub(super) fn avx512_code_dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -
         let (high, low) = (totals(of_high), totals(of_low));
         std::array::from_fn(|row| high[row] as f32 * 128.0 + low[row] as f32)
     }
-    /// The sum of the lanes of each of four vectors.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn totals([a, b, c, d]: [__m512i; 4]) -> [i32; 4] {
-        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-        let (low, high) = (_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
-        let half = _mm256_add_epi32(low, high);
-        let (low, high) = (_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
-        bytemuck::cast(_mm_add_epi32(low, high))
-    }
     // SAFETY: `code_dot_at` hands this function out only where the machine has AVX-512 VNNI.
     unsafe { dots(high, low, codes) }
+}
+
+/// The sum of the lanes of each of four vectors.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn totals([a, b, c, d]: [__m512i; 4]) -> [i32; 4] {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    let (low, high) = (_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+    let half = _mm256_add_epi32(low, high);
+    let (low, high) = (_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+    bytemuck::cast(_mm_add_epi32(low, high))
 }
 
 /// Only to be called where [`has_avx2`].

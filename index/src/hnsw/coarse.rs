@@ -1,0 +1,167 @@
+//! Rows in four bits per dimension, for the walk alone.
+//!
+//! How long a walk takes is decided by the bytes it reads, and a row's code is read only to tell
+//! whether it belongs into the beam. A coarse row has half as many bytes and goes astray by more;
+//! so the beam is a little wider than asked for, and what it holds is scored again on the codes
+//! (two levels, after LVQ: Aguerrebere et al. 2023).
+//!
+//! A half byte is a step of [`STEP`] codes around the middle of a dimension. What lies beyond is
+//! clipped: of bell-shaped numbers, a hundredth. Where a trial says that this loses neighbours,
+//! there are no coarse rows.
+
+use arrow_buffer::Buffer;
+use rayon::prelude::*;
+
+use super::space::ROWS_AT_ONCE;
+use crate::Row;
+use crate::kernel::{self, NIBBLES, NibbleKernel, Step};
+
+/// Codes from one half byte to the next. The 255 steps of a code reach four standard deviations
+/// to both sides; 16 levels serve a normal distribution best if they reach 2.7 (Max 1960).
+const STEP: f32 = 255.0 / 15.0 * 0.68;
+/// The code that half byte 0 stands for; 7.5 is the middle.
+const FIRST: f32 = 127.5 - 7.5 * STEP;
+/// Bytes of a cache line.
+const LINE: usize = size_of::<Step>();
+/// The largest absolute value of a query's dimension.
+const QUERY_LEVELS: f32 = 127.0;
+/// 1,024 rows for one thread at a time.
+const ROWS_AT_A_TIME: usize = 1024;
+
+/// All rows of a segment in half bytes.
+#[derive(Debug)]
+pub(super) struct Coarse {
+    bytes: Buffer,
+    stride: usize,
+    centred: bool,
+    dot: NibbleKernel,
+}
+
+/// A query, ready to be scored against coarse rows.
+#[derive(Debug, Default)]
+pub(super) struct Prepared {
+    steps: Vec<Step>,
+    factor: f32,
+    constant: f32,
+}
+
+/// Bytes of a coarse row: its dimensions and, where centred, a number in the last four bytes of
+/// its last line, whose dimensions are left free.
+pub(super) fn stride(dim: usize, centred: bool) -> usize {
+    let in_last = dim % NIBBLES;
+    let full = in_last == 0 || in_last > LINE - size_of::<f32>();
+    (dim.div_ceil(NIBBLES) + usize::from(centred && full)) * LINE
+}
+
+impl Coarse {
+    /// Of rows of codes that lie `code_stride` bytes apart; `bias` tells what is to be added to
+    /// the score of a row, given what its half bytes stand for, in codes.
+    pub(super) fn of(
+        codes: &[u8],
+        (code_stride, dim): (usize, usize),
+        bias: Option<&(impl Fn(Row, &[f32]) -> f32 + Sync)>,
+    ) -> Self {
+        let halves: [u8; 256] =
+            std::array::from_fn(|code| ((code as f32 - FIRST) / STEP + 0.5).clamp(0.0, 15.0) as u8);
+        let stride = stride(dim, bias.is_some());
+        let rows = codes.len() / code_stride.max(1);
+        let mut bytes = vec![0; rows * stride];
+        let pieces = bytes.par_chunks_mut((ROWS_AT_A_TIME * stride).max(1)).enumerate();
+        pieces.for_each(|(piece, coarse)| {
+            let from = piece * ROWS_AT_A_TIME;
+            let mut meant = vec![0.0; dim];
+            let codes = codes[from * code_stride..].chunks_exact(code_stride);
+            for ((row, code), coarse) in (from..).zip(codes).zip(coarse.chunks_exact_mut(stride)) {
+                for (at, code) in code[..dim].iter().enumerate() {
+                    let half = halves[usize::from(*code)];
+                    meant[at] = FIRST + STEP * f32::from(half);
+                    let shift = if at % NIBBLES < LINE { 0 } else { 4 };
+                    coarse[at / NIBBLES * LINE + at % LINE] |= half << shift;
+                }
+                if let (Some(bias), Some(place)) = (bias, coarse.last_chunk_mut()) {
+                    *place = bias(row as Row, &meant).to_le_bytes();
+                }
+            }
+        });
+        Self::open(Buffer::from_vec(bytes), stride, bias.is_some())
+    }
+
+    /// Of the bytes of [`Coarse::into_bytes`].
+    pub(super) fn open(bytes: Buffer, stride: usize, centred: bool) -> Self {
+        Self { bytes, stride, centred, dot: kernel::nibble_dot() }
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes.into_vec().unwrap_or_else(|shared| shared.to_vec())
+    }
+
+    #[inline]
+    fn row(&self, row: Row) -> &[u8] {
+        let start = row as usize * self.stride;
+        &self.bytes.as_slice()[start..start + self.stride]
+    }
+
+    /// Cache lines of a row.
+    pub(super) fn lines(&self) -> usize {
+        self.stride / LINE
+    }
+
+    /// Asks for a row's bytes.
+    #[inline]
+    pub(super) fn prefetch(&self, row: Row) {
+        kernel::prefetch(self.row(row), self.lines());
+    }
+
+    /// Makes a query of `weights`, what a step of a code adds to a score in each dimension;
+    /// `constant` is the score of a row of codes that are all zero.
+    pub(super) fn prepare(
+        &self,
+        weights: impl Iterator<Item = f32> + Clone,
+        constant: f32,
+        prepared: &mut Prepared,
+    ) {
+        let (mut largest, mut sum) = (0.0f32, 0.0);
+        for weight in weights.clone() {
+            largest = largest.max(weight.abs());
+            sum += weight;
+        }
+        let levels = if largest > 0.0 { QUERY_LEVELS / largest } else { 0.0 };
+        prepared.factor = STEP * largest / QUERY_LEVELS;
+        prepared.constant = constant + FIRST * sum;
+        prepared.steps.clear();
+        prepared.steps.resize(self.lines() * 2, Step::ZERO);
+        let places = prepared.steps.iter_mut().flat_map(|step| &mut step.0);
+        for (place, weight) in places.zip(weights) {
+            // Rounded by cutting off the fraction of a positive number.
+            *place = ((weight * levels + (QUERY_LEVELS + 0.5)) as i32 - QUERY_LEVELS as i32) as i8;
+        }
+    }
+
+    /// The score of a row, by its half bytes.
+    #[inline]
+    pub(super) fn score(&self, query: &Prepared, row: Row) -> f32 {
+        let code = self.row(row);
+        self.finish(query, code, (self.dot.one)(&query.steps, code))
+    }
+
+    /// [`Coarse::score`] of several rows.
+    #[inline]
+    pub(super) fn score_all(
+        &self,
+        query: &Prepared,
+        rows: [Row; ROWS_AT_ONCE],
+    ) -> [f32; ROWS_AT_ONCE] {
+        let codes = rows.map(|row| self.row(row));
+        let dots = (self.dot.four)(&query.steps, codes);
+        std::array::from_fn(|at| self.finish(query, codes[at], dots[at]))
+    }
+
+    #[inline]
+    fn finish(&self, query: &Prepared, code: &[u8], dot: i32) -> f32 {
+        let bias = match code.last_chunk() {
+            Some(bias) if self.centred => f32::from_le_bytes(*bias),
+            Some(_) | None => 0.0,
+        };
+        dot as f32 * query.factor + query.constant + bias
+    }
+}
