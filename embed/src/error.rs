@@ -15,6 +15,14 @@ pub enum Error {
         /// What to do, with the nearest installed names where there are any.
         hint: String,
     },
+    /// The model is expected and not there yet.
+    #[error("model `{name}` is not here yet: {state}")]
+    Pending {
+        /// The name as it was asked for.
+        name: String,
+        /// What is done about it.
+        state: String,
+    },
     /// The name could not be a folder of ours (empty, absolute, `..`, control characters).
     #[error("`{name}` is not a model name: {reason}")]
     InvalidName {
@@ -69,7 +77,7 @@ pub enum Error {
 impl Error {
     /// Whether the same call can succeed later without anything being changed.
     pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::Overloaded { .. })
+        matches!(self, Self::Overloaded { .. } | Self::Pending { .. })
     }
 }
 

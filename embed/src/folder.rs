@@ -172,6 +172,19 @@ impl Folder {
     /// [`Error::Load`] names the file that is missing or damaged, [`Error::Unsupported`] says
     /// what in it is not understood.
     pub(crate) fn read(name: &str, dir: &Path) -> Result<Self, Error> {
+        Self::read_with(name, dir, |weights| weights.is_file())
+    }
+
+    /// As [`Folder::read`], for a folder of which `has_weights` says whether a weight file is there:
+    /// one that is being fetched gets its small files first.
+    ///
+    /// # Errors
+    /// As [`Folder::read`].
+    pub(crate) fn read_with(
+        name: &str,
+        dir: &Path,
+        has_weights: impl Fn(&Path) -> bool,
+    ) -> Result<Self, Error> {
         let config_path = dir.join("config.json");
         let raw: RawConfig = read_json(&config_path)?.ok_or_else(|| missing(dir, "config.json"))?;
         let refuse = |reason: String| Error::Unsupported(format!("model `{name}`: {reason}"));
@@ -182,7 +195,7 @@ impl Folder {
         let weights = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
             .map(|file| dir.join(file))
             .into_iter()
-            .find(|path| path.is_file())
+            .find(|path| has_weights(path))
             .ok_or_else(|| missing(dir, "model.safetensors (or pytorch_model.bin)"))?;
         if !dir.join("tokenizer.json").is_file() {
             return Err(missing(dir, "tokenizer.json"));

@@ -7,6 +7,7 @@
 //! ```text
 //! store      names, folders, one model in memory per folder, the public calls
 //! folder     config.json and its companions, understood or refused
+//! install    folders that come and go: copied, fetched, published whole, removed
 //! tokenizer  text -> framed token ids            weights   safetensors and (pickle) PyTorch files
 //! scheduler  one thread, two lanes, token-budget batches       answers   questions asked before
 //! model      tokenizer + encoder + head          encoder   BERT and XLM-R, packed
@@ -27,6 +28,7 @@ mod encoder;
 mod error;
 mod folder;
 mod heads;
+mod install;
 mod layers;
 mod mapped;
 mod model;
@@ -42,4 +44,5 @@ pub use api::{
     RerankRequest,
 };
 pub use error::Error;
+pub use install::{Draft, needed};
 pub use store::ModelStore;

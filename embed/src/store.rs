@@ -43,6 +43,8 @@ struct Inner {
     scheduler: OnceLock<Result<Scheduler, Error>>,
     /// By the name asked for.
     slots: Mutex<HashMap<String, Arc<Slot>>>,
+    /// What is done about models that are expected, by name.
+    expected: Mutex<HashMap<String, String>>,
 }
 
 struct Slot {
@@ -60,7 +62,12 @@ impl std::fmt::Debug for ModelStore {
 impl ModelStore {
     /// A store over the directories of `options`. Nothing is read and no thread is started yet.
     pub fn new(options: Options) -> Self {
-        let inner = Inner { options, scheduler: OnceLock::new(), slots: Mutex::default() };
+        let inner = Inner {
+            options,
+            scheduler: OnceLock::new(),
+            slots: Mutex::default(),
+            expected: Mutex::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -71,7 +78,8 @@ impl ModelStore {
     /// lower case only or has an organisation that was left out.
     ///
     /// # Errors
-    /// [`Error::InvalidName`], [`Error::ModelNotFound`], [`Error::Load`] for a damaged folder and
+    /// [`Error::InvalidName`], [`Error::ModelNotFound`], [`Error::Pending`] for one that is being
+    /// fetched, [`Error::Load`] for a damaged folder and
     /// [`Error::Unsupported`] for an architecture that is not understood.
     pub fn resolve(&self, name: &str) -> Result<ModelSpec, Error> {
         Ok(self.inner.folder(name)?.spec)
@@ -178,51 +186,19 @@ impl ModelStore {
         found
     }
 
-    /// Copies a folder in Hugging Face layout into the first directory, under `name`
-    /// (`<org>/<name>`). It is there as a whole or not at all.
-    ///
-    /// # Errors
-    /// [`Error::InvalidName`]; [`Error::Load`] and [`Error::Unsupported`] for a folder that is not
-    /// understood, that cannot be copied, or whose name is taken.
-    pub fn add(&self, folder: &Path, name: &str) -> Result<ModelSpec, Error> {
-        let parts = parts(name)?;
-        Folder::read(name, folder)?;
-        let load = |path: &Path, detail: String| Error::Load { path: path.to_owned(), detail };
-        let dir = self.inner.options.dirs.first().ok_or_else(|| {
-            load(folder, "no model directory is configured to copy it to".to_owned())
-        })?;
-        let target = parts.iter().fold(dir.clone(), |path, part| path.join(part));
-        if target.exists() {
-            return Err(load(&target, "it exists; remove that model first".to_owned()));
-        }
-        // A name that begins with a dot is no model's, so nobody takes half a copy for one.
-        let draft = dir.join(format!(".{}.{}", parts.join("."), std::process::id()));
-        let copied = copy(folder, &draft, 0)
-            .and_then(|()| fs_err::create_dir_all(target.parent().unwrap_or(dir)))
-            .and_then(|()| fs_err::rename(&draft, &target));
-        if let Err(error) = copied {
-            // What is left of it is of no use; that it cannot be removed changes nothing.
-            let _ = fs_err::remove_dir_all(&draft);
-            return Err(load(&target, format!("it cannot be copied there: {error}")));
-        }
-        self.resolve(name)
+    /// Says what is done about a model that is not there yet: until it is there, calls for it get
+    /// [`Error::Pending`] with that text. `None` forgets it.
+    pub fn announce(&self, name: &str, state: Option<String>) {
+        let mut expected = lock(&self.inner.expected);
+        match state {
+            Some(state) => expected.insert(name.to_owned(), state),
+            None => expected.remove(name),
+        };
     }
 
-    /// Deletes the folder of a model that is not in memory, and says what it was.
-    ///
-    /// # Errors
-    /// As [`ModelStore::resolve`]; [`Error::Load`] if it cannot be deleted.
-    pub fn remove(&self, name: &str) -> Result<ModelSpec, Error> {
-        let spec = self.resolve(name)?;
-        let outcome = if spec.dir.is_symlink() {
-            fs_err::remove_file(&spec.dir)
-        } else {
-            fs_err::remove_dir_all(&spec.dir)
-        };
-        match outcome {
-            Ok(()) => Ok(spec),
-            Err(error) => Err(Error::Load { path: spec.dir, detail: error.to_string() }),
-        }
+    /// The directories of the options, in order.
+    pub(crate) fn dirs(&self) -> &[PathBuf] {
+        &self.inner.options.dirs
     }
 
     /// Loads a model before it is used; does nothing for one that is in memory.
@@ -352,7 +328,12 @@ impl Inner {
 
     fn folder(&self, name: &str) -> Result<Folder, Error> {
         let parts = parts(name)?;
-        let (found, dir) = find(&self.options.dirs, name, &parts)?;
+        let (found, dir) = find(&self.options.dirs, name, &parts).map_err(|error| {
+            match lock(&self.expected).get(name) {
+                Some(state) => Error::Pending { name: name.to_owned(), state: state.clone() },
+                None => error,
+            }
+        })?;
         Folder::read(&found, &dir)
     }
 }
@@ -380,7 +361,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Splits a model name; nothing that could leave the model directories gets through.
-fn parts(name: &str) -> Result<Vec<&str>, Error> {
+pub(crate) fn parts(name: &str) -> Result<Vec<&str>, Error> {
     let invalid = |reason: &str| Error::InvalidName {
         name: name.escape_debug().to_string(),
         reason: reason.to_owned(),
@@ -432,6 +413,10 @@ fn find(dirs: &[PathBuf], name: &str, parts: &[&str]) -> Result<(String, PathBuf
                 true => "no model is installed there".to_owned(),
                 false => format!("installed are {}", names.join(", ")),
             };
+            let hint = format!(
+                "{hint}. Put its folder there, or run `elanus model pull {name}` where a hub can be \
+                 reached"
+            );
             Err(Error::ModelNotFound { name: name.to_owned(), searched, hint })
         }
         several => {
@@ -472,27 +457,6 @@ fn list(dir: &Path) -> Vec<(String, PathBuf)> {
         }
     }
     models
-}
-
-/// Copies the files of a model folder and of the folders in it; links are followed, as the hub's
-/// own cache is made of them.
-fn copy(from: &Path, to: &Path, depth: usize) -> std::io::Result<()> {
-    /// `1_Pooling/config.json` is at depth one; a deeper tree is no model.
-    const DEEPEST: usize = 3;
-    fs_err::create_dir_all(to)?;
-    for entry in fs_err::read_dir(from)? {
-        let entry = entry?;
-        let (path, name) = (entry.path(), entry.file_name());
-        if name.to_string_lossy().starts_with('.') {
-            continue;
-        }
-        if !path.is_dir() {
-            fs_err::copy(&path, to.join(name))?;
-        } else if depth < DEEPEST {
-            copy(&path, &to.join(name), depth + 1)?;
-        }
-    }
-    Ok(())
 }
 
 /// What texts count in the queue.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use elanus_remote::{Hub, Patience, Secret};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -15,6 +16,12 @@ use crate::limits::Limits;
 
 /// All settings with their defaults, as text.
 pub const DEFAULTS: &str = include_str!("../../deploy/elanus.toml");
+
+/// The hub that is asked if nobody names another.
+const HUB: &str = "https://huggingface.co";
+
+/// Attempts for one file of a hub, after the last one that brought something.
+const HUB_ATTEMPTS: u32 = 5;
 
 /// What environment variables of settings begin with.
 const ENV_PREFIX: &str = "ELANUS_";
@@ -52,6 +59,31 @@ pub struct Config {
     pub models: Models,
     /// Bounds on requests and collections.
     pub limits: Limits,
+    /// What others agreed on calling so, taken from the environment as it is.
+    #[serde(skip)]
+    pub common: Common,
+}
+
+/// Variables that are not ours, and that tools around models share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Common {
+    /// `HF_ENDPOINT`: the address of a hub.
+    pub hub: Option<String>,
+    /// `HF_TOKEN`: the right to read from it.
+    pub hub_token: Option<Secret>,
+}
+
+impl Common {
+    fn lay(&mut self, name: &str, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        match name {
+            "HF_ENDPOINT" => self.hub = Some(text.to_owned()),
+            "HF_TOKEN" => self.hub_token = Some(Secret::new(text)),
+            _ => {}
+        }
+    }
 }
 
 /// Who may use the node.
@@ -121,6 +153,10 @@ pub struct Models {
     pub queue_bytes: usize,
     /// Bytes of recent questions with their vectors; 0 keeps none.
     pub cache_bytes: usize,
+    /// Models to fetch where they are missing: `ORG/NAME` or `ORG/NAME@REVISION`.
+    pub download: Vec<String>,
+    /// The hub's address; empty takes that of the environment or Hugging Face's.
+    pub hub: String,
 }
 
 /// The numbers in which models run.
@@ -218,13 +254,28 @@ impl Config {
         if let Some(path) = &sources.file {
             settings.lay_file(path)?;
         }
+        let mut common = Common::default();
         for (name, text) in sources.environment {
+            common.lay(&name, &text);
             settings.lay_variable(&name, &text)?;
         }
         for (key, value) in sources.flags {
             settings.lay(&key, value, "the command line")?;
         }
-        settings.read()
+        let mut config = settings.read()?;
+        config.common = common;
+        Ok(config)
+    }
+
+    /// The hub to fetch models from.
+    ///
+    /// # Errors
+    /// When its address is none.
+    pub fn hub(&self) -> Result<Hub, elanus_remote::Error> {
+        let own = Some(self.models.hub.as_str()).filter(|hub| !hub.is_empty());
+        let endpoint = own.or(self.common.hub.as_deref()).unwrap_or(HUB);
+        let patience = Patience { attempts: HUB_ATTEMPTS, ..Patience::default() };
+        Hub::new(endpoint, self.common.hub_token.clone(), patience)
     }
 
     /// The folders in which models are looked for, in order.
@@ -329,7 +380,7 @@ impl Settings {
         };
         let origin = format!("the environment variable {name}");
         let (default, _) = &self.values[&key];
-        let value = parse(text, default).map_err(|message| Error::Value {
+        let value = parse(&key, text, default).map_err(|message| Error::Value {
             key: key.clone(),
             origin: origin.clone(),
             message,
@@ -407,7 +458,7 @@ fn variable(key: &str) -> String {
 }
 
 /// A text from the environment as a value of the same type as the default.
-fn parse(text: &str, default: &Value) -> Result<Value, String> {
+fn parse(key: &str, text: &str, default: &Value) -> Result<Value, String> {
     let wrong = |expected: &str| format!("expected {expected}, got `{text}`");
     match default {
         Value::String(_) => Ok(Value::String(text.to_owned())),
@@ -419,13 +470,17 @@ fn parse(text: &str, default: &Value) -> Result<Value, String> {
         Value::Boolean(_) => {
             text.parse().map(Value::Boolean).map_err(|_| wrong("`true` or `false`"))
         }
-        // Folders, separated as in PATH.
-        Value::Array(_) => Ok(Value::Array(
+        // Folders are separated as in PATH, everything else by commas.
+        Value::Array(_) if key.ends_with("_dirs") => Ok(Value::Array(
             std::env::split_paths(text)
                 .filter(|path| !path.as_os_str().is_empty())
                 .map(|path| Value::String(path.to_string_lossy().into_owned()))
                 .collect(),
         )),
+        Value::Array(_) => {
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            Ok(Value::Array(parts.map(|part| Value::String(part.to_owned())).collect()))
+        }
         Value::Datetime(_) | Value::Table(_) => Err(wrong("no such type of setting")),
     }
 }
@@ -537,6 +592,9 @@ mod tests {
             &[
                 ("ELANUS_LIMITS_TOP_K", "20_000"),
                 ("ELANUS_MODEL_DIRS", "/a:/b"),
+                ("ELANUS_MODELS_DOWNLOAD", "a/b@1, c/d"),
+                ("HF_TOKEN", "hf_secret"),
+                ("HF_ENDPOINT", "https://mirror.example"),
                 ("ELANUS_PORT", "tcp://x"),
             ],
             &[],
@@ -544,6 +602,9 @@ mod tests {
         .unwrap();
         assert_eq!(config.limits.top_k, 20_000);
         assert_eq!(config.model_dirs(), [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert_eq!(config.models.download, ["a/b@1", "c/d"]);
+        assert_eq!(config.hub().unwrap().endpoint(), "https://mirror.example");
+        assert!(!format!("{config:?}").contains("hf_secret"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod http;
 pub mod limits;
 pub mod node;
 pub mod plan;
+pub mod pull;
 pub mod serve;
 pub mod status;
 pub mod telemetry;

@@ -10,6 +10,7 @@ use elanus_storage::{CatalogView, Collection, CollectionInfo, Engine, Ts};
 
 use crate::config::Config;
 use crate::limits::Limits;
+use crate::pull::{self, Wanted};
 use crate::status::Failure;
 use crate::telemetry::Metrics;
 
@@ -55,13 +56,19 @@ pub struct Node {
 }
 
 impl Node {
-    /// Opens the data directory, recovers what is in it, and prepares the model store.
+    /// Opens the data directory, recovers what is in it, prepares the model store, and begins to
+    /// fetch the models that are wanted and not there.
     ///
     /// # Errors
-    /// Whatever keeps the engine from opening: a lock held by another process, a corrupt file.
-    pub async fn open(config: Config) -> Result<Arc<Self>, elanus_storage::Error> {
+    /// Whatever keeps the engine from opening: a lock held by another process, a corrupt file; and
+    /// the address of a hub that is none.
+    pub async fn open(config: Config) -> anyhow::Result<Arc<Self>> {
         let engine = Engine::open(config.engine_options()).await?;
         let models = ModelStore::new(config.model_options());
+        if !config.models.download.is_empty() {
+            let wanted = config.models.download.iter().map(|text| Wanted::parse(text)).collect();
+            pull::in_background(&models, config.hub()?, wanted);
+        }
         // A connection id must never be zero, nor repeat after a restart.
         let first_connection = i64::try_from(engine.clock().next().0).unwrap_or(1).max(1);
         Ok(Arc::new(Self {

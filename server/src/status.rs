@@ -186,7 +186,7 @@ impl From<elanus_embed::Error> for Failure {
         let text = error.to_string();
         match error {
             Error::Overloaded { .. } => Self::new(Code::ServiceTooManyRequests, text),
-            Error::Closed => Self::new(Code::ServiceUnavailable, text),
+            Error::Closed | Error::Pending { .. } => Self::new(Code::ServiceUnavailable, text),
             Error::InvalidName { .. } | Error::Invalid(_) | Error::Unsupported(_) => {
                 Self::invalid(text)
             }

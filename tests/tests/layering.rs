@@ -9,8 +9,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("elanus-proto", &[]),
     ("elanus-index", &[]),
     ("elanus-embed", &[]),
+    ("elanus-remote", &[]),
     ("elanus-storage", &["elanus-index"]),
-    ("elanus", &["elanus-proto", "elanus-index", "elanus-storage", "elanus-embed"]),
+    (
+        "elanus",
+        &["elanus-proto", "elanus-index", "elanus-storage", "elanus-embed", "elanus-remote"],
+    ),
     ("elanus-tests", &["elanus-proto", "elanus-index", "elanus-storage", "elanus-embed", "elanus"]),
 ];
 

@@ -2,16 +2,18 @@
 //!
 //! Answers are JSON, one line each, on standard output.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use elanus::config::{Config, Sources};
+use elanus::pull::{self, Source, Wanted};
 use elanus_embed::{
     EmbedRequest, Mode, ModelInfo, ModelSpec, ModelStore, Options, Outputs, RerankRequest,
 };
+use elanus_remote::Progress;
 use serde_json::{Value, json};
 
 /// Where models are, and how they run; settings as for `elanus serve`.
@@ -38,7 +40,7 @@ pub(crate) enum Precision {
 }
 
 impl Store {
-    fn options(self) -> anyhow::Result<Options> {
+    fn config(self) -> anyhow::Result<Config> {
         let text = |path: PathBuf| toml::Value::String(path.to_string_lossy().into_owned());
         let mut flags = Vec::new();
         flags.extend(self.data_dir.map(|dir| ("data_dir".to_owned(), text(dir))));
@@ -54,7 +56,11 @@ impl Store {
             flags.push(("models.precision".to_owned(), toml::Value::String(name.to_owned())));
         }
         let environment = super::environment();
-        Ok(Config::load(Sources { file: self.config, environment, flags })?.model_options())
+        Ok(Config::load(Sources { file: self.config, environment, flags })?)
+    }
+
+    fn options(self) -> anyhow::Result<Options> {
+        Ok(self.config()?.model_options())
     }
 
     fn open(self) -> anyhow::Result<ModelStore> {
@@ -135,10 +141,26 @@ pub(crate) enum Model {
     },
     /// Say what a model can do
     Info(Named),
-    /// Read all weights, check them, and embed a text
+    /// Read all weights, compare files with the hub's checksums where they are known, embed a text
     Verify(Named),
     /// Convert the weights once, so that the node's first call need not
     Warm(Named),
+    /// Fetch a model from a hub into the first model directory; what broke off is gone on with
+    ///
+    /// The hub is that of the setting `models.hub`, else of the environment variable HF_ENDPOINT,
+    /// else https://huggingface.co. The token in HF_TOKEN is sent to it.
+    Pull {
+        /// The model: ORG/NAME
+        name: String,
+        /// A branch, a tag or, to get the same files for ever, a commit
+        #[arg(long, default_value = "main")]
+        revision: String,
+        /// The hub's address
+        #[arg(long, value_name = "URL")]
+        endpoint: Option<String>,
+        #[command(flatten)]
+        store: Store,
+    },
     /// Copy a folder in Hugging Face layout into the first model directory
     Add {
         /// The folder
@@ -254,6 +276,13 @@ pub(crate) fn model(command: Model) -> anyhow::Result<()> {
         }
         Model::Verify(Named { name, store }) => verify(&name, &store.open()?),
         Model::Bench(Named { name, store }) => bench(&name, &store.open()?),
+        Model::Pull { name, revision, endpoint, store } => {
+            let mut config = store.config()?;
+            if let Some(endpoint) = endpoint {
+                config.models.hub = endpoint;
+            }
+            fetch(&Wanted { name, revision }, &config)
+        }
         Model::Add { folder, name, store } => {
             let options = store.options()?;
             let dir = options.dirs.first().context("no model directory is configured")?.clone();
@@ -265,6 +294,23 @@ pub(crate) fn model(command: Model) -> anyhow::Result<()> {
             print(&json!({ "removed": spec.name, "from": spec.dir }))
         }
     }
+}
+
+fn fetch(wanted: &Wanted, config: &Config) -> anyhow::Result<()> {
+    let models = ModelStore::new(config.model_options());
+    let hub = config.hub()?;
+    let progress = Progress::default();
+    let stderr = std::io::stderr();
+    let rewrite = stderr.is_terminal();
+    let work = || pull::pull(&models, &hub, wanted, &progress);
+    let (spec, source) = pull::shown(stderr, rewrite, &wanted.name, &progress, work)?;
+    print(&json!({
+        "fetched": spec.name,
+        "from": source.hub,
+        "commit": source.commit,
+        "folder": spec.dir,
+        "files": source.files.len(),
+    }))
 }
 
 fn describe(spec: &ModelSpec) -> Value {
@@ -280,6 +326,7 @@ fn describe(spec: &ModelSpec) -> Value {
         "max_length_limit": spec.max_length_limit,
         "insert_prompt": spec.insert_prompt,
         "search_prompt": spec.search_prompt,
+        "commit": Source::of(spec).map(|source| source.commit),
     })
 }
 
@@ -321,6 +368,9 @@ fn verify(name: &str, store: &ModelStore) -> anyhow::Result<()> {
     let info = store.warm(name)?;
     block_on(call(store, &spec, vec!["a text to check the model with".to_owned()]))??;
     let mut line = loaded(&info, began);
+    if let Some(source) = Source::of(&spec) {
+        line["checksums"] = source.verify(&spec.dir)?.into();
+    }
     line["verified"] = true.into();
     print(&line)
 }

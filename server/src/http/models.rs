@@ -91,6 +91,7 @@ impl From<elanus_embed::Error> for Refused {
             Error::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
             Error::ModelNotFound { .. } => StatusCode::NOT_FOUND,
+            Error::Pending { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Error::InvalidName { .. } | Error::Invalid(_) | Error::Unsupported(_) => {
                 StatusCode::BAD_REQUEST
             }

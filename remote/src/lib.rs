@@ -1,0 +1,23 @@
+//! Calls to other machines: model hubs.
+//!
+//! ```text
+//! hub        a repository's files, by revision, verified, resumed where they broke off
+//! http       one client: TLS, time limits, bodies with a bound, errors without secrets
+//! ```
+//!
+//! No other crate opens a connection. Nothing here is called unless an operator asked for it, by a
+//! command or a setting. What a server answers is not trusted: lengths, names and numbers are
+//! checked, and what it says goes into errors shortened and without the caller's key.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod http;
+mod hub;
+mod patience;
+mod secret;
+
+pub use error::Error;
+pub use hub::{Checksum, Hub, Progress, RemoteFile, Snapshot};
+pub use patience::Patience;
+pub use secret::Secret;
