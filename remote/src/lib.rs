@@ -1,7 +1,8 @@
-//! Calls to other machines: model hubs.
+//! Calls to other machines: model hubs, providers of embeddings and of re-ranking.
 //!
 //! ```text
 //! hub        a repository's files, by revision, verified, resumed where they broke off
+//! provider   texts to vectors and to scores, by the services that Milvus knows
 //! http       one client: TLS, time limits, bodies with a bound, errors without secrets
 //! ```
 //!
@@ -15,9 +16,11 @@ mod error;
 mod http;
 mod hub;
 mod patience;
+mod provider;
 mod secret;
 
 pub use error::Error;
 pub use hub::{Checksum, Hub, Progress, RemoteFile, Snapshot};
 pub use patience::Patience;
+pub use provider::{Embedding, Options as ProviderOptions, Providers, Purpose, Rerank};
 pub use secret::Secret;

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use elanus_remote::{Hub, Patience, Secret};
 use serde::Deserialize;
@@ -16,6 +17,9 @@ use crate::limits::Limits;
 
 /// All settings with their defaults, as text.
 pub const DEFAULTS: &str = include_str!("../../deploy/elanus.toml");
+
+/// The table whose keys are the operator's own names.
+const CREDENTIALS: &str = "credentials.";
 
 /// The hub that is asked if nobody names another.
 const HUB: &str = "https://huggingface.co";
@@ -57,6 +61,11 @@ pub struct Config {
     pub grpc: Grpc,
     /// How models run.
     pub models: Models,
+    /// Who may be called for vectors and scores.
+    pub providers: Providers,
+    /// The operator's keys by the names that functions use.
+    #[serde(default)]
+    pub credentials: BTreeMap<String, Secret>,
     /// Bounds on requests and collections.
     pub limits: Limits,
     /// What others agreed on calling so, taken from the environment as it is.
@@ -71,6 +80,10 @@ pub struct Common {
     pub hub: Option<String>,
     /// `HF_TOKEN`: the right to read from it.
     pub hub_token: Option<Secret>,
+    /// `MILVUS_OPENAI_API_KEY` and the like: keys by provider, in lower case.
+    pub provider_keys: BTreeMap<String, Secret>,
+    /// `MILVUS_AZURE_OPENAI_RESOURCE_NAME`.
+    pub azure_resource: Option<String>,
 }
 
 impl Common {
@@ -81,7 +94,20 @@ impl Common {
         match name {
             "HF_ENDPOINT" => self.hub = Some(text.to_owned()),
             "HF_TOKEN" => self.hub_token = Some(Secret::new(text)),
-            _ => {}
+            "MILVUS_AZURE_OPENAI_RESOURCE_NAME" => self.azure_resource = Some(text.to_owned()),
+            _ => {
+                // The second is how Milvus called them before; the first wins.
+                for (prefix, wins) in [("MILVUS_", true), ("MILVUSAI_", false)] {
+                    let provider = name.strip_prefix(prefix);
+                    if let Some(provider) = provider.and_then(|name| name.strip_suffix("_API_KEY"))
+                    {
+                        let provider = provider.to_ascii_lowercase();
+                        if wins || !self.provider_keys.contains_key(&provider) {
+                            self.provider_keys.insert(provider, Secret::new(text));
+                        }
+                    }
+                }
+            }
         }
     }
 }
@@ -137,6 +163,18 @@ pub struct Grpc {
     pub max_send_bytes: usize,
     /// Connections open at once.
     pub max_connections: usize,
+}
+
+/// Who may be called for vectors and scores.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Providers {
+    /// Addresses that functions may name beside the providers' own.
+    pub allow: Vec<String>,
+    /// Calls on their way at once.
+    pub concurrency: usize,
+    /// Seconds of one call with its repetitions.
+    pub timeout_seconds: u32,
 }
 
 /// How models run.
@@ -278,6 +316,19 @@ impl Config {
         Hub::new(endpoint, self.common.hub_token.clone(), patience)
     }
 
+    /// What providers are called with.
+    pub fn provider_options(&self) -> elanus_remote::ProviderOptions {
+        let answer = Duration::from_secs(self.providers.timeout_seconds.into());
+        elanus_remote::ProviderOptions {
+            keys: self.credentials.clone(),
+            default_keys: self.common.provider_keys.clone(),
+            allow: self.providers.allow.clone(),
+            azure_resource: self.common.azure_resource.clone(),
+            concurrency: self.providers.concurrency,
+            patience: Patience { answer, ..Patience::default() },
+        }
+    }
+
     /// The folders in which models are looked for, in order.
     pub fn model_dirs(&self) -> Vec<PathBuf> {
         if self.model_dirs.is_empty() {
@@ -326,6 +377,8 @@ impl Config {
             ("grpc.max_send_bytes", self.grpc.max_send_bytes),
             ("grpc.max_connections", self.grpc.max_connections),
             ("models.queue_bytes", self.models.queue_bytes),
+            ("providers.concurrency", self.providers.concurrency),
+            ("providers.timeout_seconds", self.providers.timeout_seconds as usize),
         ];
         if let Some((key, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(Error::Value {
@@ -375,6 +428,11 @@ impl Settings {
     /// A variable that names no setting is not an error, unlike a key in a file: an orchestrator
     /// puts its own `ELANUS_…` variables into the environment of a service of that name.
     fn lay_variable(&mut self, name: &str, text: &str) -> Result<(), Error> {
+        if let Some(credential) = name.strip_prefix(&variable(CREDENTIALS)) {
+            let key = format!("{CREDENTIALS}{}", credential.to_ascii_lowercase());
+            let origin = format!("the environment variable {name}");
+            return self.lay(&key, Value::String(text.to_owned()), &origin);
+        }
         let Some(key) = self.values.keys().find(|key| variable(key) == name).cloned() else {
             return Ok(());
         };
@@ -389,6 +447,16 @@ impl Settings {
     }
 
     fn lay(&mut self, key: &str, value: Value, origin: &str) -> Result<(), Error> {
+        if key.starts_with(CREDENTIALS) {
+            if !value.is_str() {
+                // Not shown, whatever it is.
+                let message = format!("expected a text, got a value of type {}", value.type_str());
+                let (key, origin) = (key.to_owned(), origin.to_owned());
+                return Err(Error::Value { key, origin, message });
+            }
+            self.values.insert(key.to_owned(), (value, origin.to_owned()));
+            return Ok(());
+        }
         let Some(slot) = self.values.get_mut(key) else {
             return Err(self.unknown(key, origin));
         };
@@ -605,6 +673,27 @@ mod tests {
         assert_eq!(config.models.download, ["a/b@1", "c/d"]);
         assert_eq!(config.hub().unwrap().endpoint(), "https://mirror.example");
         assert!(!format!("{config:?}").contains("hf_secret"));
+    }
+
+    #[test]
+    fn keys_have_names_of_the_operators_own_and_are_not_shown() {
+        let environment = [
+            ("ELANUS_CREDENTIALS_OTHER", "sk-2"),
+            ("MILVUS_OPENAI_API_KEY", "sk-3"),
+            ("MILVUSAI_OPENAI_API_KEY", "sk-4"),
+            ("MILVUSAI_COHERE_API_KEY", "sk-5"),
+            ("ELANUS_PROVIDERS_ALLOW", "http://a:1, https://b"),
+        ];
+        let config = load(Some("[credentials]\nmine = \"sk-1\"\n"), &environment, &[]).unwrap();
+        let options = config.provider_options();
+        assert_eq!(options.keys["mine"], Secret::new("sk-1"));
+        assert_eq!(options.keys["other"], Secret::new("sk-2"));
+        assert_eq!(options.default_keys["openai"], Secret::new("sk-3"));
+        assert_eq!(options.default_keys["cohere"], Secret::new("sk-5"));
+        assert_eq!(options.allow, ["http://a:1", "https://b"]);
+        assert!(!format!("{config:?}").contains("sk-"));
+        let text = load(Some("[credentials]\nmine = 42717\n"), &[], &[]).unwrap_err().to_string();
+        assert!(text.contains("credentials.mine") && !text.contains("42717"), "{text}");
     }
 
     #[test]

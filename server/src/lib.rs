@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod convert;
+pub mod engines;
 pub mod grpc;
 pub mod http;
 pub mod limits;

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use elanus_embed::ModelStore;
 use elanus_proto::codes::Code;
+use elanus_remote::Providers;
 use elanus_storage::{CatalogView, Collection, CollectionInfo, Engine, Ts};
 
 use crate::config::Config;
+use crate::engines::Engines;
 use crate::limits::Limits;
 use crate::pull::{self, Wanted};
 use crate::status::Failure;
@@ -44,6 +46,8 @@ pub struct Node {
     pub engine: Engine,
     /// The models that turn text into vectors.
     pub models: ModelStore,
+    /// Services on other machines that do.
+    pub providers: Providers,
     /// The settings the node was started with.
     pub config: Config,
     /// Bounds on requests and collections.
@@ -65,6 +69,7 @@ impl Node {
     pub async fn open(config: Config) -> anyhow::Result<Arc<Self>> {
         let engine = Engine::open(config.engine_options()).await?;
         let models = ModelStore::new(config.model_options());
+        let providers = Providers::new(config.provider_options())?;
         if !config.models.download.is_empty() {
             let wanted = config.models.download.iter().map(|text| Wanted::parse(text)).collect();
             pull::in_background(&models, config.hub()?, wanted);
@@ -74,12 +79,18 @@ impl Node {
         Ok(Arc::new(Self {
             engine,
             models,
+            providers,
             limits: config.limits.clone(),
             metrics: Metrics::new(),
             plan: crate::plan::State::default(),
             connections: AtomicI64::new(first_connection),
             config,
         }))
+    }
+
+    /// Whoever makes vectors and scores of texts.
+    pub fn engines(&self) -> Engines<'_> {
+        Engines { models: &self.models, providers: &self.providers }
     }
 
     /// A number for a new connection: never zero, unique on this node.

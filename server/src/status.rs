@@ -200,6 +200,22 @@ impl From<elanus_embed::Error> for Failure {
     }
 }
 
+impl From<elanus_remote::Error> for Failure {
+    fn from(error: elanus_remote::Error) -> Self {
+        use elanus_remote::Error;
+        let text = error.to_string();
+        match error {
+            Error::Invalid(_) => Self::invalid(text),
+            Error::Unreachable { .. }
+            | Error::Refused { .. }
+            | Error::Garbage { .. }
+            | Error::File { .. } => {
+                Self::new(Code::FunctionFailed, format!("{}: {text}", Code::FunctionFailed))
+            }
+        }
+    }
+}
+
 impl From<elanus_storage::filter::FilterError> for Failure {
     fn from(error: elanus_storage::filter::FilterError) -> Self {
         Self::invalid(format!("{}: {error}", Code::QueryPlan))

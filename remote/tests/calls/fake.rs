@@ -9,9 +9,11 @@ use std::time::Duration;
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    pub(crate) method: String,
     pub(crate) path: String,
     /// Names in lower case.
     pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Asked {
@@ -82,7 +84,9 @@ fn serve(
         reader.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     };
-    let path = line().split(' ').nth(1).unwrap_or_default().to_owned();
+    let first = line();
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let mut headers = HashMap::new();
     loop {
         let line = line();
@@ -92,7 +96,7 @@ fn serve(
     let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
-    let asked = Asked { path, headers };
+    let asked = Asked { method, path, headers, body };
     let before = {
         let mut noted = noted.lock().unwrap();
         noted.push(asked.clone());

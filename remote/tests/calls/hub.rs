@@ -76,11 +76,11 @@ fn hub_and_cdn(cdn: impl Fn(&Asked, usize) -> Answer + Send + Sync + 'static) ->
 }
 
 fn open(fake: &Fake) -> Hub {
-    let patience = Patience {
-        answer: Duration::from_millis(500),
-        attempts: 3,
-        pause: Duration::from_millis(1),
-    };
+    open_for(fake, Duration::from_secs(30))
+}
+
+fn open_for(fake: &Fake, answer: Duration) -> Hub {
+    let patience = Patience { answer, attempts: 3, pause: Duration::from_millis(1) };
     Hub::new(&fake.url, Some(Secret::new(TOKEN)), patience).unwrap()
 }
 
@@ -215,10 +215,11 @@ async fn refusals_say_what_to_do_and_hold_no_token() {
 async fn a_busy_or_silent_hub_is_asked_again() {
     let fake = Fake::start(|_, before| match before {
         0 => Answer::new(429, "slow down").header("retry-after", "0"),
-        1 => Answer { delay: Duration::from_secs(2), ..Answer::new(200, list()) },
+        1 => Answer { delay: Duration::from_secs(30), ..Answer::new(200, list()) },
         _ => Answer::new(200, list()),
     });
-    let snapshot = open(&fake).snapshot("a/b", "main").await.unwrap();
+    let hub = open_for(&fake, Duration::from_secs(1));
+    let snapshot = hub.snapshot("a/b", "main").await.unwrap();
     assert_eq!((snapshot.files.len(), fake.asked().len()), (2, 3));
     let nobody =
         Hub::new("http://127.0.0.1:1", None, Patience { attempts: 1, ..Patience::default() });

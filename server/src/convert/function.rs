@@ -3,13 +3,16 @@
 //! Three declarations mean the same thing, because clients differ in what they let a user write:
 //! `TextEmbedding` with a dense output, `TextEmbedding` with a dense and a sparse output in any
 //! order, and `BM25` with a `provider`, whose output are learned term weights instead of counted
-//! ones. All three become a [`ModelFunction`].
+//! ones. All three become a [`ModelFunction`]. Its vectors come from a model inside the node or, dense
+//! ones, from a provider elsewhere ([`elanus_remote::Embedding`]).
 
-use elanus_embed::{ModelSpec, ModelStore};
+use elanus_embed::{EmbedRequest, Mode, ModelSpec, ModelStore, Outputs};
 use elanus_proto::schema::FunctionType;
+use elanus_remote::Embedding;
 use elanus_storage::schema::{DataType, FunctionDef, Schema};
 
 use super::{lookup, parse_number};
+use crate::engines::{Engines, Source};
 use crate::status::Failure;
 
 /// Providers that run a model inside the node.
@@ -29,8 +32,8 @@ pub struct ModelFunction {
     pub name: String,
     /// The VARCHAR field it reads.
     pub input: String,
-    /// The model's name in the model store.
-    pub model: String,
+    /// What makes the vectors.
+    pub source: Source,
     /// The dense field it fills.
     pub dense: Option<String>,
     /// The sparse field it fills.
@@ -78,15 +81,6 @@ impl ModelFunction {
                 return Err(refuse("the function type is Unknown".to_owned()));
             }
         }
-        let model = model_name(name, provider, &function.params)?;
-        if let Some((key, _)) =
-            function.params.iter().find(|(key, _)| !PARAMS.contains(&key.as_str()))
-        {
-            return Err(refuse(format!(
-                "unknown parameter {key} for a model inside the node, it takes [{}]",
-                PARAMS.join(", ")
-            )));
-        }
         let [input] = function.inputs.as_slice() else {
             return Err(refuse(format!(
                 "exactly one input field expected, got {}",
@@ -97,6 +91,36 @@ impl ModelFunction {
             return Err(refuse(format!("input field {input} must be a VarChar")));
         }
         let (dense, sparse) = outputs(function, kind, schema)?;
+        let dim = dense.as_ref().and_then(|name| schema.field(name)?.data_type.dim()).unwrap_or(0);
+        let service = provider.unwrap_or_default().to_ascii_lowercase();
+        if let Some(embedding) = Embedding::parse(&service, &function.params, dim as usize) {
+            let embedding = embedding.map_err(|error| refuse(error.to_string()))?;
+            if let Some(field) = sparse {
+                return Err(refuse(format!(
+                    "output field {field} is sparse, and provider {service} makes no sparse vectors"
+                )));
+            }
+            return Ok(Self {
+                name: name.clone(),
+                input: input.clone(),
+                source: Source::Provider(Box::new(embedding)),
+                dense,
+                sparse,
+                // The provider's part puts them before the texts, where it has any.
+                insert_prompt: None,
+                search_prompt: None,
+                max_length: None,
+            });
+        }
+        let model = model_name(name, provider, &function.params)?;
+        if let Some((key, _)) =
+            function.params.iter().find(|(key, _)| !PARAMS.contains(&key.as_str()))
+        {
+            return Err(refuse(format!(
+                "unknown parameter {key} for a model inside the node, it takes [{}]",
+                PARAMS.join(", ")
+            )));
+        }
         let text = |key: &str| lookup(&function.params, key).map(str::to_owned);
         let max_length = match lookup(&function.params, "max_length") {
             None => None,
@@ -109,7 +133,7 @@ impl ModelFunction {
         Ok(Self {
             name: name.clone(),
             input: input.clone(),
-            model,
+            source: Source::Model(model),
             dense,
             sparse,
             insert_prompt: text("ingestion_prompt"),
@@ -128,12 +152,32 @@ impl ModelFunction {
         self.dense.as_deref().into_iter().chain(self.sparse.as_deref())
     }
 
-    /// Checks that the model exists and makes what the function promises.
+    /// Checks that the function's model or provider is there and makes what it promises. A provider
+    /// is called once, as Milvus does.
     ///
     /// # Errors
-    /// Code 2400 when the model is not there, 1100 when it does not fit the fields.
+    /// Code 2400 when it is not there, 1100 when it does not fit the fields.
+    pub async fn check(
+        &self,
+        function: &FunctionDef,
+        schema: &Schema,
+        engines: Engines<'_>,
+    ) -> Result<(), Failure> {
+        match &self.source {
+            Source::Model(model) => self.check_model(model, function, schema, engines.models),
+            Source::Provider(_) => {
+                let texts = vec!["check".to_owned()];
+                let request = EmbedRequest::new(texts, Outputs::DENSE, Mode::Insert);
+                let called = engines.embed(&self.source, request).await;
+                called.map_err(|failure| failure.context(&format!("function {}", self.name)))?;
+                Ok(())
+            }
+        }
+    }
+
     fn check_model(
         &self,
+        name: &str,
         function: &FunctionDef,
         schema: &Schema,
         models: &ModelStore,
@@ -141,38 +185,37 @@ impl ModelFunction {
         let refuse =
             |problem: String| Err(Failure::invalid(format!("function {}: {problem}", self.name)));
         let model: ModelSpec = models
-            .resolve(&self.model)
+            .resolve(name)
             .map_err(|error| Failure::from(error).context(&format!("function {}", self.name)))?;
         if let Some(field) = &self.dense {
             let Some(dim) = model.dense_dim else {
-                return refuse(format!("model {} makes no dense vectors", self.model));
+                return refuse(format!("model {name} makes no dense vectors"));
             };
             let declared = schema.field(field).and_then(|field| field.data_type.dim());
             if declared.map(|dim| dim as usize) != Some(dim) {
                 return refuse(format!(
                     "the dim ({}) of field {field} is not the dimension ({dim}) of model {}",
                     declared.unwrap_or_default(),
-                    self.model
+                    name
                 ));
             }
             if let Some(text) = lookup(&function.params, "dim")
                 && parse_number::<usize>(text) != Some(dim)
             {
                 return refuse(format!(
-                    "parameter dim is {text}, the dimension of model {} is {dim}",
-                    self.model
+                    "parameter dim is {text}, the dimension of model {name} is {dim}"
                 ));
             }
         }
         if self.sparse.is_some() && model.sparse_dim.is_none() {
-            return refuse(format!("model {} makes no sparse vectors", self.model));
+            return refuse(format!("model {name} makes no sparse vectors"));
         }
         if let Some(tokens) = self.max_length
             && tokens > model.max_length_limit
         {
             return refuse(format!(
-                "max_length is {tokens}, model {} reads at most {} tokens",
-                self.model, model.max_length_limit
+                "max_length is {tokens}, model {name} reads at most {} tokens",
+                model.max_length_limit
             ));
         }
         Ok(())
@@ -184,11 +227,16 @@ impl ModelFunction {
 /// # Errors
 /// Those of [`ModelFunction::of`], and code 2400 when a model is not there, 1100 when it does
 /// not make what the fields expect.
-pub fn check(schema: &Schema, models: &ModelStore) -> Result<(), Failure> {
+pub async fn check(schema: &Schema, engines: Engines<'_>) -> Result<(), Failure> {
     for function in &schema.functions {
-        ModelFunction::of(function, schema)?.check_model(function, schema, models)?;
+        ModelFunction::of(function, schema)?.check(function, schema, engines).await?;
     }
     Ok(())
+}
+
+/// All providers, for errors.
+fn supported() -> String {
+    PROVIDERS.into_iter().chain(Embedding::providers()).collect::<Vec<_>>().join(", ")
 }
 
 fn model_name(
@@ -200,14 +248,14 @@ fn model_name(
         return Err(Failure::invalid(format!(
             "function {function}: the text embedding service provider parameter (provider) not \
              found, list of supported [{}]",
-            PROVIDERS.join(", ")
+            supported()
         )));
     };
     let provider = provider.to_ascii_lowercase();
     if !PROVIDERS.contains(&provider.as_str()) {
         return Err(Failure::invalid(format!(
             "unsupported text embedding service provider: [{provider}] , list of supported [{}]",
-            PROVIDERS.join(", ")
+            supported()
         )));
     }
     match lookup(params, "model_name").filter(|name| !name.is_empty()) {
@@ -318,7 +366,7 @@ mod tests {
         };
         let dense = read(FunctionType::TextEmbedding, &["dense"]);
         assert_eq!((dense.dense.as_deref(), dense.sparse.as_deref()), (Some("dense"), None));
-        assert_eq!(dense.model, BGE_M3);
+        assert_eq!(dense.source, Source::Model(BGE_M3.to_owned()));
         let sparse = read(FunctionType::Bm25, &["sparse"]);
         assert_eq!((sparse.dense.as_deref(), sparse.sparse.as_deref()), (None, Some("sparse")));
         let both = read(FunctionType::TextEmbedding, &["sparse", "dense"]);
@@ -338,7 +386,8 @@ mod tests {
             &schema(),
         )
         .unwrap();
-        assert_eq!((read.model.as_str(), read.max_length), ("a/b", Some(512)));
+        assert_eq!(read.source, Source::Model("a/b".to_owned()));
+        assert_eq!(read.max_length, Some(512));
         assert_eq!(read.search_prompt.as_deref(), Some("query: "));
         assert_eq!(read.insert_prompt, None);
         let params = [("provider", "local"), ("model_name", "a/b"), ("url", "http://x")];
@@ -369,9 +418,9 @@ mod tests {
             ),
             (function(FunctionType::TextEmbedding, &[], &m3), Code::ParameterInvalid, "output"),
             (
-                function(FunctionType::TextEmbedding, &["dense"], &[("provider", "openai")]),
+                function(FunctionType::TextEmbedding, &["dense"], &[("provider", "bedrock")]),
                 Code::ParameterInvalid,
-                "unsupported text embedding service provider: [openai] , list of supported [",
+                "unsupported text embedding service provider: [bedrock] , list of supported [",
             ),
             (
                 function(FunctionType::TextEmbedding, &["dense"], &[("provider", "local")]),
@@ -386,13 +435,15 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_model_that_is_not_installed_is_a_failed_function() {
+    #[tokio::test]
+    async fn a_model_that_is_not_installed_is_a_failed_function() {
         let mut schema = schema();
         schema.functions =
             vec![function(FunctionType::TextEmbedding, &["dense"], &[("provider", "bge-m3")])];
         let models = ModelStore::new(elanus_embed::Options::default());
-        let failure = check(&schema, &models).unwrap_err();
+        let providers = elanus_remote::Providers::new(Default::default()).unwrap();
+        let engines = Engines { models: &models, providers: &providers };
+        let failure = check(&schema, engines).await.unwrap_err();
         assert_eq!(failure.code(), Code::FunctionFailed);
         assert!(failure.reason().contains("function failed"), "{failure}");
     }

@@ -31,7 +31,7 @@ impl Node {
     ) -> Result<Status, Failure> {
         let name = request.collection_name.clone();
         names::check(names::Kind::Collection, &name, &self.limits)?;
-        let new = self.new_collection(request)?;
+        let new = self.new_collection(request).await?;
         let catalog = self.catalog();
         self.require_database(&catalog, &ctx.db)?;
         match catalog.resolve(&ctx.db, &name) {
@@ -69,9 +69,12 @@ impl Node {
     }
 
     /// Checks everything about a new collection that does not depend on what exists.
-    fn new_collection(&self, request: CreateCollectionRequest) -> Result<NewCollection, Failure> {
+    async fn new_collection(
+        &self,
+        request: CreateCollectionRequest,
+    ) -> Result<NewCollection, Failure> {
         let schema = schema::decode(&request.schema, &self.limits)?;
-        function::check(&schema, &self.models)?;
+        function::check(&schema, self.engines()).await?;
         let shards = match request.shards_num {
             0 => 1,
             n if (1..=self.limits.shards).contains(&n) => n,

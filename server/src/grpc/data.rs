@@ -289,7 +289,7 @@ impl Node {
         let ready = match prepared {
             Prepared::Ready(ready) => ready,
             Prepared::Waiting { fill, rows, mut columns } => {
-                let filled = fill.run(&self.models).await?;
+                let filled = fill.run(self.engines()).await?;
                 let finish = move || {
                     filled.apply(&rows.schema, &mut columns)?;
                     rows.finish(columns)

@@ -72,7 +72,7 @@ impl Node {
         let leg = Leg::bind(&info, &self.limits, request, &params, page.end())?;
         check_combination(&leg, grouping.as_ref(), params.flag("iterator")?, iteration.is_some())?;
         let scoring = score.map(|score| self.scoring(&score, &info, &leg)).transpose()?;
-        let embedded = function::queries(&self.models, &[leg.texts()]).await?;
+        let embedded = function::queries(self.engines(), &[leg.texts()]).await?;
         let (cancel, _guard) = cancel_on_drop();
         let legs = Arc::new(vec![leg]);
         let max_bytes = self.limits.output_bytes;
@@ -155,7 +155,7 @@ impl Node {
             ));
         }
         let texts: Vec<_> = legs.iter().map(Leg::texts).collect();
-        let embedded = function::queries(&self.models, &texts).await?;
+        let embedded = function::queries(self.engines(), &texts).await?;
         let view = collection.view();
         let session_ts = self.session_ts(&view);
         let (cancel, _guard) = cancel_on_drop();
@@ -230,7 +230,7 @@ impl Node {
         let fusion = Arc::new(fusion);
         let (first, wanted) = (job.clone(), Arc::clone(&fusion));
         let candidates = pools.search(move || first.candidates(embedded, &wanted)).await??;
-        let scores = hybrid::model_scores(&self.models, &fusion.scoring, &candidates).await?;
+        let scores = hybrid::model_scores(self.engines(), &fusion.scoring, &candidates).await?;
         pools.search(move || job.finish(candidates, &scores, &fusion)).await?
     }
 

@@ -11,7 +11,7 @@ use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, LargeBinaryArray};
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType as ArrowType, Field as ArrowField};
 use bytes::Bytes;
-use elanus_embed::{EmbedRequest, Embeddings, Mode, ModelStore, Outputs};
+use elanus_embed::{EmbedRequest, Embeddings, Mode, Outputs};
 use elanus_proto::codes::Code;
 use elanus_storage::Schema;
 use futures::future::try_join_all;
@@ -19,6 +19,7 @@ use futures::future::try_join_all;
 use crate::convert::fields::Columns;
 use crate::convert::function::ModelFunction;
 use crate::convert::placeholder::QueryRows;
+use crate::engines::{Engines, Source};
 use crate::status::Failure;
 
 /// Texts that search one field.
@@ -84,7 +85,7 @@ impl Fill {
                 prompt: function.insert_prompt.clone(),
                 ..EmbedRequest::new(texts, outputs, Mode::Insert)
             };
-            fill.users.push((fill.calls.join(&function.model, request)?, function));
+            fill.users.push((fill.calls.join(&function.source, request)?, function));
         }
         Ok(fill)
     }
@@ -98,8 +99,8 @@ impl Fill {
     ///
     /// # Errors
     /// Code 2400 when a model fails.
-    pub async fn run(self, models: &ModelStore) -> Result<Filled, Failure> {
-        let answers = self.calls.run(|model, request| embed(models, model, request)).await?;
+    pub async fn run(self, engines: Engines<'_>) -> Result<Filled, Failure> {
+        let answers = self.calls.run(|source, request| embed(engines, source, request)).await?;
         Ok(Filled { answers, users: self.users })
     }
 }
@@ -136,15 +137,15 @@ impl Filled {
 /// # Errors
 /// Code 2400 when a text is empty or a model fails.
 pub async fn queries(
-    models: &ModelStore,
+    engines: Engines<'_>,
     legs: &[Option<&TextQuery>],
 ) -> Result<Vec<Option<QueryRows>>, Failure> {
-    queries_with(legs, |model, request| embed(models, model, request)).await
+    queries_with(legs, |source, request| embed(engines, source, request)).await
 }
 
 async fn queries_with<F>(
     legs: &[Option<&TextQuery>],
-    run: impl Fn(String, EmbedRequest) -> F,
+    run: impl Fn(Source, EmbedRequest) -> F,
 ) -> Result<Vec<Option<QueryRows>>, Failure>
 where
     F: Future<Output = Result<Embeddings, Failure>>,
@@ -162,7 +163,7 @@ where
             prompt: leg.function.search_prompt.clone(),
             ..EmbedRequest::new(leg.texts.clone(), outputs, Mode::Search)
         };
-        users.push(Some((calls.join(&leg.function.model, request)?, leg)));
+        users.push(Some((calls.join(&leg.function.source, request)?, leg)));
     }
     let results = calls.run(run).await?;
     users
@@ -182,11 +183,11 @@ where
 }
 
 async fn embed(
-    models: &ModelStore,
-    model: String,
+    engines: Engines<'_>,
+    source: Source,
     request: EmbedRequest,
 ) -> Result<Embeddings, Failure> {
-    Ok(models.embed(&model, request).await?)
+    engines.embed(&source, request).await
 }
 
 /// Whether all outputs of a function are there already (kept by a partial update).
@@ -231,19 +232,19 @@ fn output(schema: &Schema, name: &str) -> Result<(usize, usize), Failure> {
 
 /// Calls of models, each shared by everybody who wants a part of its answer.
 #[derive(Debug, Default)]
-struct Calls(Vec<(String, EmbedRequest)>);
+struct Calls(Vec<(Source, EmbedRequest)>);
 
 impl Calls {
     /// Adds a call, or widens an equal one that is already there; returns its number.
-    fn join(&mut self, model: &str, request: EmbedRequest) -> Result<usize, Failure> {
+    fn join(&mut self, source: &Source, request: EmbedRequest) -> Result<usize, Failure> {
         if request.texts.iter().any(String::is_empty) {
             return Err(Failure::new(
                 Code::FunctionFailed,
                 "There is an empty string in the input data, TextEmbedding function does not support empty text",
             ));
         }
-        let same = |(other_model, other): &(String, EmbedRequest)| {
-            other_model == model
+        let same = |(other_source, other): &(Source, EmbedRequest)| {
+            other_source == source
                 && other.mode == request.mode
                 && other.max_length == request.max_length
                 && other.prompt == request.prompt
@@ -254,17 +255,17 @@ impl Calls {
             shared.outputs = shared.outputs.union(request.outputs);
             return Ok(call);
         }
-        self.0.push((model.to_owned(), request));
+        self.0.push((source.clone(), request));
         Ok(self.0.len() - 1)
     }
 
     /// Runs all calls at once.
-    async fn run<F>(self, run: impl Fn(String, EmbedRequest) -> F) -> Result<Vec<Answer>, Failure>
+    async fn run<F>(self, run: impl Fn(Source, EmbedRequest) -> F) -> Result<Vec<Answer>, Failure>
     where
         F: Future<Output = Result<Embeddings, Failure>>,
     {
         let answers =
-            try_join_all(self.0.into_iter().map(|(model, request)| run(model, request))).await?;
+            try_join_all(self.0.into_iter().map(|(source, request)| run(source, request))).await?;
         Ok(answers.into_iter().map(Answer::new).collect())
     }
 }
@@ -296,7 +297,7 @@ impl Answer {
                 Code::FunctionFailed,
                 format!(
                     "function failed: model {} gave {} numbers of width {width}, function {} expects {rows} rows of {dim} dimensions",
-                    function.model,
+                    function.source,
                     values.len(),
                     function.name
                 ),
@@ -358,7 +359,7 @@ fn no_output(function: &ModelFunction, kind: &str) -> Failure {
         Code::FunctionFailed,
         format!(
             "function failed: model {} gave no {kind} vectors for function {}",
-            function.model, function.name
+            function.source, function.name
         ),
     )
 }
@@ -380,7 +381,7 @@ mod tests {
         ModelFunction {
             name: name.into(),
             input: "text".into(),
-            model: model.into(),
+            source: Source::Model(model.into()),
             dense: Some("dense".into()),
             sparse: Some("sparse".into()),
             insert_prompt: None,
@@ -401,10 +402,10 @@ mod tests {
     /// A model that writes the length of a text into its vectors and notes what it was asked.
     async fn model(
         calls: &Mutex<Vec<(String, Outputs)>>,
-        name: String,
+        source: Source,
         request: EmbedRequest,
     ) -> Result<Embeddings, Failure> {
-        calls.lock().unwrap().push((name, request.outputs));
+        calls.lock().unwrap().push((source.to_string(), request.outputs));
         let lengths: Vec<f32> = request.texts.iter().map(|text| text.len() as f32).collect();
         Ok(Embeddings {
             dense: request.outputs.dense.then(|| lengths.iter().flat_map(|l| [*l, 1.0]).collect()),

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 
 use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, RecordBatch};
-use elanus_embed::{ModelStore, RerankRequest};
 use elanus_index::Metric;
 use elanus_storage::filter::Columns;
 use elanus_storage::schema::{Field, Schema};
@@ -20,6 +19,7 @@ use super::rank::{Candidate, List, Ranker, sort};
 use super::score::{Boosts, Reranker, Scoring, numbers};
 use super::search::Page;
 use crate::convert::fields;
+use crate::engines::Engines;
 use crate::status::Failure;
 
 /// Candidates that one query may hand to a model; each costs a pass of the model.
@@ -116,7 +116,7 @@ impl Candidates {
 /// # Errors
 /// Code 1100 for too many candidates, 2400 when the model fails.
 pub async fn model_scores(
-    models: &ModelStore,
+    engines: Engines<'_>,
     scoring: &Scoring,
     candidates: &[Candidates],
 ) -> Result<Vec<Vec<f32>>, Failure> {
@@ -131,19 +131,14 @@ pub async fn model_scores(
                 candidates.addrs.len()
             )));
         }
-        requests.push(RerankRequest {
-            query: query.clone(),
-            docs: candidates.texts(field)?,
-            normalize: model.normalize,
-            ..RerankRequest::default()
-        });
+        requests.push((query.clone(), candidates.texts(field)?));
     }
-    let scores = requests.into_iter().map(|request| async {
-        if request.docs.is_empty() {
+    let scores = requests.into_iter().map(|(query, texts)| async {
+        if texts.is_empty() {
             return Ok(Vec::new());
         }
-        let expected = request.docs.len();
-        let scores = models.rerank(&model.name, request).await?;
+        let expected = texts.len();
+        let scores = engines.rerank(&model.judge, query, texts).await?;
         if scores.len() != expected {
             return Err(Failure::internal(format!("{} scores for {expected} texts", scores.len())));
         }

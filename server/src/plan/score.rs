@@ -9,13 +9,16 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type};
 use arrow_array::{Array, ArrayRef};
 use elanus_proto::schema::{FunctionSchema, FunctionScore, FunctionType};
+use elanus_remote::Rerank;
 use elanus_storage::schema::{DataType, Field, Schema};
 use serde_json::Value;
 
 use super::Params;
 use super::filter::Filter;
 use super::rank::{Candidate, List, Ranker, narrow, normalized, sort};
+use crate::convert::pairs;
 use crate::convert::results::restored;
+use crate::engines::Judge;
 use crate::status::Failure;
 
 /// How the lists of a request become one ranking.
@@ -273,16 +276,14 @@ pub fn numbers(array: &ArrayRef) -> Vec<f64> {
     (0..array.len()).map(number).collect()
 }
 
-/// A cross-encoder of the node that reads query and text.
+/// A model, in the node or elsewhere, that reads query and text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     field: String,
-    /// The model's name.
-    pub name: String,
+    /// Who reads.
+    pub judge: Judge,
     /// One text per query.
     pub queries: Vec<String>,
-    /// Scores through a sigmoid instead of raw logits.
-    pub normalize: bool,
 }
 
 /// Providers that mean a model inside the node.
@@ -298,16 +299,6 @@ impl Model {
         let text = |field: &Field| matches!(field.data_type, DataType::VarChar { .. });
         let field = input(function, schema, "model", text)?.name.clone();
         let provider = params.text("provider").unwrap_or_default().to_ascii_lowercase();
-        if !PROVIDERS.contains(&provider.as_str()) {
-            return Err(Failure::invalid(format!(
-                "unsupported rerank model provider: [{provider}] , list of supported [{}]",
-                PROVIDERS.join(",")
-            )));
-        }
-        let name = params
-            .text("model_name")
-            .ok_or_else(|| Failure::invalid("the model reranker needs a model_name"))?
-            .into_owned();
         let Some(Value::Array(texts)) = params.json("queries") else {
             return Err(Failure::invalid("the model reranker needs queries, a json list of texts"));
         };
@@ -318,8 +309,25 @@ impl Model {
                 "the queries of the model reranker must be {queries} texts, one per query (nq)"
             ))
         })?;
-        let normalize = !params.has("normalize") || params.flag("normalize")?;
-        Ok(Self { field, name, queries: texts, normalize })
+        let judge = match Rerank::parse(&provider, &pairs(function.params.clone())) {
+            Some(rerank) => Judge::Provider(Box::new(rerank?)),
+            None if PROVIDERS.contains(&provider.as_str()) => {
+                let name = params
+                    .text("model_name")
+                    .ok_or_else(|| Failure::invalid("the model reranker needs a model_name"))?
+                    .into_owned();
+                let normalize = !params.has("normalize") || params.flag("normalize")?;
+                Judge::Model { name, normalize }
+            }
+            None => {
+                let supported: Vec<_> = PROVIDERS.into_iter().chain(Rerank::providers()).collect();
+                return Err(Failure::invalid(format!(
+                    "unsupported rerank model provider: [{provider}] , list of supported [{}]",
+                    supported.join(",")
+                )));
+            }
+        };
+        Ok(Self { field, judge, queries: texts })
     }
 }
 
