@@ -354,6 +354,17 @@ impl Embedding {
         &self.target.model
     }
 
+    /// Whether texts that are stored get the same vectors from another declaration. Address, key and
+    /// batches do not count, nor does what belongs to searches.
+    pub fn makes_the_vectors_of(&self, other: &Self) -> bool {
+        fn stored(one: &Embedding) -> (Service, &str, usize, &str, Vec<(&String, &Value)>) {
+            let fixed = one.target.fixed.iter().filter(|(key, _)| *key != "user");
+            let Target { service, model, .. } = &one.target;
+            (*service, model, one.dim, &one.insert_prompt, fixed.collect())
+        }
+        stored(self) == stored(other)
+    }
+
     fn body(&self, texts: &[String], purpose: Purpose) -> Value {
         let prompt = match purpose {
             Purpose::Insert => &self.insert_prompt,
@@ -881,6 +892,21 @@ mod tests {
         assert!(error.contains("MILVUS_COHERE_API_KEY"), "{error}");
         let error = goes("openai", &[("credential", "theirs")]).unwrap_err().to_string();
         assert!(error.contains("can not find credential: theirs"), "{error}");
+    }
+
+    #[test]
+    fn what_changes_stored_vectors_is_told_from_what_does_not() {
+        let read = |more: &[(&str, &str)]| {
+            let pairs = [&[("provider", "openai"), ("model_name", "m")], more].concat();
+            let pairs: Vec<_> =
+                pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            Embedding::parse("openai", &pairs[1..], 2).expect("known").expect("sound")
+        };
+        let one = read(&[]);
+        for more in [("url", "http://x"), ("user", "me"), ("credential", "c")] {
+            assert!(one.makes_the_vectors_of(&read(&[more])), "{more:?}");
+        }
+        assert!(!one.makes_the_vectors_of(&read(&[("dim", "2")])));
     }
 
     #[test]

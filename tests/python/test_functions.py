@@ -350,3 +350,48 @@ def test_two_legs_with_the_same_text_share_one_run_of_the_model(client, node, li
     legs = [AnnSearchRequest([text], field, {}, 10) for field in ("dense", "sparse")]
     client.hybrid_search(library, legs, RRFRanker(), limit=3)
     assert tokens() - before == 2 * one
+
+
+def test_a_function_is_dropped_and_added_again(client, name, sentences):
+    make(client, name)
+    client.insert(name, [{"id": 1, "text": sentences[0]}])
+    before = client.query(name, "id == 1", output_fields=["dense", "sparse"])
+    client.drop_collection_function(name, "dense_of_text")
+    described = client.describe_collection(name)
+    assert [f["name"] for f in described["functions"]] == ["sparse_of_text"]
+    assert [f["name"] for f in described["fields"] if f.get("is_function_output")] == ["sparse"]
+    assert client.query(name, "id == 1", output_fields=["dense", "sparse"]) == before
+    with refused(1100, "a text can only search a field that is the output of a function"):
+        client.search(name, [sentences[0]], anns_field="dense", limit=1)
+    client.insert(name, [{"id": 2, "text": sentences[1], "dense": [1.0] * 64}])
+    with refused(1100, "function not found: dense_of_text", "sparse_of_text"):
+        client.drop_collection_function(name, "dense_of_text")
+    client.add_collection_function(name, DENSE)
+    client.insert(name, [{"id": 3, "text": sentences[2]}])
+    assert client.search(name, [sentences[2]], anns_field="dense", limit=1)[0][0]["id"] == 3
+    assert client.query(name, "id == 2", output_fields=["dense"])[0]["dense"] == [1.0] * 64
+    with refused(1100, "duplicate function name"):
+        client.add_collection_function(name, DENSE)
+
+
+def test_a_function_is_altered_in_what_keeps_its_vectors(client, name, sentences):
+    make(client, name)
+    client.insert(name, [{"id": i, "text": text} for i, text in enumerate(sentences[:3])])
+    best = lambda: client.search(name, [sentences[0]], anns_field="dense", limit=1)[0][0]  # noqa: E731
+    assert best()["id"] == 0 and best()["distance"] == pytest.approx(1, abs=1e-4)
+
+    def altered(name="dense_of_text", inputs=("text",), **params):
+        params = {"provider": "bge-m3", "dim": 64, **params}
+        return Function(name, FunctionType.TEXTEMBEDDING, list(inputs), ["dense"], params=params)
+
+    client.alter_collection_function(name, "dense_of_text", altered(search_prompt="something else: "))
+    functions = {f["name"]: f for f in client.describe_collection(name)["functions"]}
+    assert functions["dense_of_text"]["params"]["search_prompt"] == "something else: "
+    assert best()["distance"] < 0.999
+    for params in ({"ingestion_prompt": "p: "}, {"max_length": 16}, {"model_name": "tiny-bge-m3"}):
+        with refused(10, "would make other vectors"):
+            client.alter_collection_function(name, "dense_of_text", altered(**params))
+    with refused(1100, "name not match"):
+        client.alter_collection_function(name, "dense_of_text", altered(name="other"))
+    with refused(1100, "function not found: other"):
+        client.alter_collection_function(name, "other", altered(name="other"))

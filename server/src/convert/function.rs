@@ -152,6 +152,19 @@ impl ModelFunction {
         self.dense.as_deref().into_iter().chain(self.sparse.as_deref())
     }
 
+    /// Whether another declaration of this function stores the same vectors; how texts are searched
+    /// for, and by which way a provider is reached, does not count.
+    pub fn makes_the_vectors_of(&self, other: &Self) -> bool {
+        let source = match (&self.source, &other.source) {
+            (Source::Model(one), Source::Model(other)) => one == other,
+            (Source::Provider(one), Source::Provider(other)) => one.makes_the_vectors_of(other),
+            (Source::Model(_), Source::Provider(_)) | (Source::Provider(_), Source::Model(_)) => {
+                false
+            }
+        };
+        source && (&self.insert_prompt, self.max_length) == (&other.insert_prompt, other.max_length)
+    }
+
     /// Checks that the function's model or provider is there and makes what it promises. A provider
     /// is called once, as Milvus does.
     ///

@@ -88,10 +88,9 @@ fn from_wire(wire: CollectionSchema, limits: &Limits) -> Result<Schema, Failure>
         fields.push(field(field_schema, limits)?);
     }
     let functions = wire.functions.into_iter().map(function).collect::<Result<Vec<_>, _>>()?;
-    for output in functions.iter().flat_map(|function| &function.outputs) {
-        if let Some(field) = fields.iter_mut().find(|field| field.name == *output) {
-            field.function_output = true;
-        }
+    // Some clients mark them, others do not.
+    for field in &mut fields {
+        field.function_output |= is_output(field, &functions);
     }
     if wire.auto_id
         && let Some(key) = fields.iter_mut().find(|field| field.primary_key)
@@ -471,7 +470,11 @@ fn arm(data: &Data) -> &'static str {
     }
 }
 
-fn function(wire: FunctionSchema) -> Result<FunctionDef, Failure> {
+/// Reads one function.
+///
+/// # Errors
+/// Code 1100 for a type that is unknown.
+pub fn function(wire: FunctionSchema) -> Result<FunctionDef, Failure> {
     if FunctionType::try_from(wire.r#type).is_err() {
         return Err(Failure::invalid(format!(
             "function {} has the unknown type number {}",
@@ -487,6 +490,21 @@ fn function(wire: FunctionSchema) -> Result<FunctionDef, Failure> {
         outputs: wire.output_field_names,
         params: pairs(wire.params),
     })
+}
+
+fn is_output(field: &Field, functions: &[FunctionDef]) -> bool {
+    functions.iter().any(|function| function.outputs.contains(&field.name))
+}
+
+/// Checks the functions of a schema whose functions were changed, and marks the fields they fill.
+///
+/// # Errors
+/// Code 1100 for a function that breaks a rule.
+pub fn check_functions_of(schema: &mut Schema, limits: &Limits) -> Result<(), Failure> {
+    for field in &mut schema.fields {
+        field.function_output = is_output(field, &schema.functions);
+    }
+    check_functions(&schema.functions, &schema.fields, limits)
 }
 
 /// The rules that all functions share (contract §8.1); their own are in [`super::function`].

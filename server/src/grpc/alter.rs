@@ -5,6 +5,7 @@
 
 use elanus_proto::common::{ConsistencyLevel, Status};
 use elanus_proto::milvus::alter_collection_schema_request::action::Op;
+use elanus_proto::milvus::alter_collection_schema_request::drop_request::Identifier;
 use elanus_proto::milvus::*;
 use elanus_storage::catalog::TTL;
 use elanus_storage::schema::{DataType, Field};
@@ -147,18 +148,28 @@ impl Node {
     ) -> Result<AlterCollectionSchemaResponse, Failure> {
         let info =
             self.collection_to_alter(ctx, &request.collection_name, request.collection_id)?;
-        let op = request.action.and_then(|action| action.op);
-        let Some(Op::AddRequest(add)) = op else {
-            return Err(if op.is_some() {
-                Failure::unimplemented("dropping fields and functions is not supported yet")
-            } else {
-                Failure::invalid("the request names no action")
-            });
+        let add = match request.action.and_then(|action| action.op) {
+            Some(Op::AddRequest(add)) => add,
+            Some(Op::DropRequest(drop)) => {
+                let Some(Identifier::FunctionName(name)) = drop.identifier else {
+                    return Err(Failure::unimplemented("dropping fields is not supported yet"));
+                };
+                if drop.drop_function_output_fields {
+                    return Err(Failure::unimplemented(format!(
+                        "dropping fields is not supported yet: function {name} can be dropped, and \
+                         its output fields stay"
+                    )));
+                }
+                self.drop_function(ctx, &info.name, info.id, &name).await?;
+                return Ok(AlterCollectionSchemaResponse::default());
+            }
+            None => return Err(Failure::invalid("the request names no action")),
         };
         if !add.func_schema.is_empty() {
             return Err(Failure::unimplemented(
-                "adding a function to a collection is not supported yet: declare it when the \
-                 collection is created",
+                "adding a field together with its function is not supported yet: declare the field \
+                 when the collection is created, and add the function to it with \
+                 AddCollectionFunction",
             ));
         }
         let mut fields = Vec::with_capacity(add.field_infos.len());
@@ -201,7 +212,7 @@ impl Node {
         Ok(())
     }
 
-    fn collection_to_alter(
+    pub(super) fn collection_to_alter(
         &self,
         ctx: &Context,
         name: &str,

@@ -13,6 +13,7 @@ mod alter;
 mod collection;
 mod data;
 mod database;
+mod functions;
 mod index;
 mod load;
 mod partition;
@@ -334,6 +335,11 @@ service! {
         alter_collection_schema: AlterCollectionSchemaRequest => AlterCollectionSchemaResponse, request_db, Detached;
         add_collection_field: AddCollectionFieldRequest => Status, request_db, Detached;
 
+        // functions.rs
+        add_collection_function: AddCollectionFunctionRequest => Status, request_db, Detached;
+        alter_collection_function: AlterCollectionFunctionRequest => Status, request_db, Detached;
+        drop_collection_function: DropCollectionFunctionRequest => Status, request_db, Detached;
+
         // load.rs
         load_collection: LoadCollectionRequest => Status, request_db, Detached;
         release_collection: ReleaseCollectionRequest => Status, request_db, Detached;
@@ -381,9 +387,6 @@ service! {
     }
     absent {
         add_collection_struct_field: AddCollectionStructFieldRequest => Status, "struct array fields are not supported";
-        add_collection_function: AddCollectionFunctionRequest => Status, "functions can only be declared when the collection is created";
-        alter_collection_function: AlterCollectionFunctionRequest => Status, "functions can only be declared when the collection is created";
-        drop_collection_function: DropCollectionFunctionRequest => Status, "functions can only be declared when the collection is created";
         run_analyzer: RunAnalyzerRequest => RunAnalyzerResponse, "text analysers are not supported yet";
         compute_phrase_match_slop: ComputePhraseMatchSlopRequest => ComputePhraseMatchSlopResponse, "text analysers are not supported yet";
         add_file_resource: AddFileResourceRequest => Status, "file resources are not supported";

@@ -234,6 +234,10 @@ impl CatalogView {
                 }
                 CollectionChange::Functions(functions) => {
                     change_schema(info, ts, |schema| {
+                        for field in &mut schema.fields {
+                            field.function_output =
+                                functions.iter().any(|f| f.outputs.contains(&field.name));
+                        }
                         schema.functions = functions;
                         Ok(())
                     })?;

@@ -228,7 +228,8 @@ pub enum CollectionChange {
     /// Adds a nullable or defaulted field; rows that exist read null or the default at once.
     /// Advances the schema timestamp.
     AddField(Box<Field>),
-    /// Replaces the functions; ids of 0 are assigned. Advances the schema timestamp.
+    /// Replaces the functions, and marks the fields that they fill; ids of 0 are assigned. Advances
+    /// the schema timestamp.
     Functions(Vec<FunctionDef>),
 }
 
