@@ -232,7 +232,7 @@ def main() -> None:
         "about": json.loads((folder / "about.json").read_text()),
         "rounds": args.rounds,
         "versions": there,
-        "absent": absent,
+        "absent": absent | (run["wire"] or {}).get("absent", {}),
     }
     report.write(args.out, name, run)
 

@@ -1,6 +1,5 @@
 """Our node and milvus-lite behind the same load generator, `elanus bench`, taking turns."""
 
-import importlib.metadata
 import json
 import shutil
 import socket
@@ -16,6 +15,10 @@ from demo.node import Node, binary
 
 SERVER_READY_S = 60
 LITE = "milvus-lite==3.2.2"
+
+
+class Absent(Exception):
+    """A server that does not start; the text says why."""
 
 
 class Lite:
@@ -40,9 +43,12 @@ class Lite:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self._port)) == 0:
                     return self
+            if self._process.poll() is not None:
+                break
             time.sleep(0.2)
         self.__exit__()
-        raise RuntimeError(f"milvus-lite did not listen within {SERVER_READY_S} s")
+        last = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-1:]
+        raise Absent(f"its server did not listen: {' '.join(last)}")
 
     def __exit__(self, *_exception: object) -> None:
         self._process.terminate()
@@ -87,13 +93,17 @@ def measure(folder: Path, rounds: int, seconds: float, lite: bool) -> dict:
     """Rows of two tables: how each server was filled, and how it answers."""
     sparse = "splade" if (folder / "splade.npy").exists() else None
     columns = ["--sparse", sparse] if sparse else []
-    loaded, asked = [], {}
+    loaded, asked, absent = [], {}, {}
     with tempfile.TemporaryDirectory() as scratch, Node(Path(scratch) / "node", DEFAULT_DIR) as node:
         servers = [("elanus", node)]
         other = Lite(Path(scratch) / "lite") if lite else None
         try:
             if other:
-                servers.append(("milvus-lite", other.__enter__()))
+                try:
+                    servers.append(("milvus-lite", other.__enter__()))
+                except Absent as why:
+                    print(f"   milvus-lite is left out: {why}", flush=True)
+                    other, absent = None, {LITE: str(why)}
             for name, server in servers:
                 print(f"   {name}: fill", flush=True)
                 inserted, built = bench(server, "load", folder, *columns)
@@ -114,7 +124,8 @@ def measure(folder: Path, rounds: int, seconds: float, lite: bool) -> dict:
             if other:
                 other.__exit__()
         shutil.rmtree(Path(scratch) / "lite", ignore_errors=True)
-    return {"loaded": loaded, "searched": [row(key, lines) for key, lines in sorted(asked.items(), key=str)]}
+    searched = [row(key, lines) for key, lines in asked.items()]
+    return {"loaded": loaded, "searched": searched, "absent": absent}
 
 
 def row(key: tuple, lines: list[dict]) -> dict:
@@ -123,10 +134,3 @@ def row(key: tuple, lines: list[dict]) -> dict:
     middle = {name: statistics.median(line[name] for line in lines) for name in numbers}
     return middle | {"what": what, "ef": ef, "concurrency": concurrency, "server": server}
 
-
-def version() -> str | None:
-    """Of milvus-lite, if it is installed."""
-    try:
-        return importlib.metadata.version("milvus-lite")
-    except importlib.metadata.PackageNotFoundError:
-        return None
