@@ -10,12 +10,12 @@
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow_buffer::Buffer;
 
 use crate::Error;
 use crate::disk::{self, Disk};
+use crate::shared::{Doomable, Kept, Outside};
 
 /// Ending of files that are not published yet.
 const UNPUBLISHED: &str = "tmp";
@@ -169,24 +169,27 @@ impl<W: Write> Write for Counted<W> {
 
 /// A file or directory that others may hold; removed with its last holder once it is doomed.
 #[derive(Debug)]
-pub(crate) struct Published {
+pub(crate) struct Published(Kept<Place>);
+
+#[derive(Debug)]
+struct Place {
     disk: Arc<dyn Disk>,
     path: PathBuf,
-    doomed: AtomicBool,
 }
 
 impl Published {
     fn new(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
-        Self { disk, path, doomed: AtomicBool::new(false) }
+        Self(Kept::new(Place { disk, path }))
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.0.what().path
     }
 
     /// A file in this directory.
     pub(crate) fn file(&self, name: &str) -> Self {
-        Self::new(Arc::clone(&self.disk), self.path.join(name))
+        let Place { disk, path } = self.0.what();
+        Self::new(Arc::clone(disk), path.join(name))
     }
 
     /// Maps it.
@@ -194,24 +197,22 @@ impl Published {
     /// # Errors
     /// As [`disk::map`].
     pub(crate) fn map(&self, len: u64) -> Result<Buffer, Error> {
-        disk::map(&*self.disk, &self.path, len)
+        let Place { disk, path } = self.0.what();
+        disk::map(&**disk, path, len)
     }
 
     /// Nothing refers to it any more: remove it when the last holder lets go.
     pub(crate) fn doom(&self) {
-        self.doomed.store(true, Ordering::Release);
+        self.0.doom();
     }
 
     pub(crate) fn is_doomed(&self) -> bool {
-        self.doomed.load(Ordering::Acquire)
+        self.0.is_doomed()
     }
 }
 
-impl Drop for Published {
-    fn drop(&mut self) {
-        if !self.is_doomed() {
-            return;
-        }
+impl Outside for Place {
+    fn remove(&self) {
         let is_dir = self.disk.look(&self.path).is_ok_and(|found| found.is_dir);
         let removed = if is_dir {
             disk::remove_dir_all(&*self.disk, &self.path)

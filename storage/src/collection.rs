@@ -24,6 +24,7 @@ use crate::log::record::{Change, Record};
 use crate::manifest::Manifests;
 use crate::schema::{DataType, Schema};
 use crate::segment::Body;
+use crate::shared::Newest;
 use crate::upkeep::{self, Upkeep};
 use crate::view::{ReadView, Version};
 
@@ -94,7 +95,7 @@ pub struct Collection {
     core: Arc<Core>,
     id: i64,
     info: ArcSwap<CollectionInfo>,
-    version: ArcSwap<Version>,
+    version: Newest<Version>,
     dir: Arc<Published>,
     /// Whoever changes the manifest holds this for the whole job. `None` if it is damaged.
     manifests: Mutex<Option<Manifests>>,
@@ -122,7 +123,7 @@ impl Collection {
             core,
             id: info.id,
             info: ArcSwap::new(info),
-            version: ArcSwap::from_pointee(version),
+            version: Newest::new(version),
             dir,
             manifests: Mutex::new(manifests),
             failed_at: AtomicU64::new(0),
@@ -197,7 +198,7 @@ impl Collection {
         let rows = parts.iter().map(|(_, batch)| batch.num_rows()).sum();
         let bytes = parts.iter().map(|(_, batch)| batch.get_array_memory_size()).sum();
         let _memory = self.core.admit_write(WRITE_COPIES * bytes)?;
-        let version = self.version.load_full();
+        let version = self.version.load();
         let schema = Arc::clone(&info.schema);
         let core = Arc::clone(&self.core);
         let prepare = self.core.pools.write(move || {
@@ -236,7 +237,7 @@ impl Collection {
         if keys.is_empty() {
             return Ok(Written { ts: self.core.clock.now(), rows: 0 });
         }
-        let version = self.version.load_full();
+        let version = self.version.load();
         let prepare = self.core.pools.write(move || {
             version.check_keys()?;
             let change = Change::Delete { partitions, keys };
@@ -268,7 +269,7 @@ impl Collection {
     /// The view at a timestamp; one beyond the newest write is the newest view. What has expired by
     /// now is in none.
     pub fn view_at(&self, ts: Ts) -> ReadView {
-        let version = self.version.load_full();
+        let version = self.version.load();
         let ts = ts.min(version.ts);
         let schema = Arc::clone(&self.info.load().schema);
         ReadView { ts, version, schema, expired: self.expired_before() }
@@ -282,12 +283,13 @@ impl Collection {
         }
     }
 
-    /// Counts and sizes as of now; expired rows count until they leave the disk.
+    /// Counts and sizes as of now.
     pub fn stats(&self) -> Stats {
-        let (version, info) = (self.version.load_full(), self.info());
+        let (version, info) = (self.version.load(), self.info());
+        let expired = self.expired_before();
         let mut stats = Stats::default();
         for segment in &version.segments {
-            let rows = segment.live_rows();
+            let rows = segment.live_rows_since(expired);
             stats.rows += rows;
             match stats.partitions.iter_mut().find(|(id, _)| *id == segment.partition) {
                 Some((_, sum)) => *sum += rows,
@@ -325,8 +327,9 @@ impl Collection {
     /// How far an index of this collection is built.
     pub fn index_progress(&self, index: &IndexDef) -> IndexProgress {
         let field = self.info().schema.field(&index.field).map(|field| field.id);
+        let (version, expired) = (self.version(), self.expired_before());
         IndexProgress {
-            rows: self.version().segments.iter().map(|segment| segment.live_rows()).sum(),
+            rows: version.segments.iter().map(|segment| segment.live_rows_since(expired)).sum(),
             pending: upkeep::pending_rows(&self.core, self, index),
             failure: field.and_then(|field| self.upkeep.failure(field)),
         }
@@ -346,11 +349,11 @@ impl Collection {
 
     /// Lets readers see a version; called by the one thread that applies the log.
     pub(crate) fn publish(&self, version: Version) {
-        self.version.store(Arc::new(version));
+        self.version.store(version);
     }
 
     pub(crate) fn version(&self) -> Arc<Version> {
-        self.version.load_full()
+        self.version.load()
     }
 
     /// The right to change the manifest, for a whole job.

@@ -69,6 +69,9 @@ impl Document {
             return Ok((document, None));
         };
         document.version = version;
+        // A process that was killed may have left it pending; what is done from here on, older
+        // versions and what only they refer to removed, relies on it.
+        blobs.sync_dir(prefix)?;
         document.prune();
         Ok((document, Some(content)))
     }
@@ -165,8 +168,11 @@ fn encode<T: Serialize>(content: &T, version: u64) -> Result<Vec<u8>, Error> {
     Ok(stamp(bytes))
 }
 
+/// The length of what [`stamp`] appends.
+pub(crate) const STAMP: usize = CHECKSUM.len() + 8 + 3;
+
 /// Closes an object with the checksum of what is before it.
-fn stamp(mut bytes: Vec<u8>) -> Vec<u8> {
+pub(crate) fn stamp(mut bytes: Vec<u8>) -> Vec<u8> {
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(format!("{CHECKSUM}{crc:08x}\"}}\n").as_bytes());
     bytes
@@ -174,9 +180,8 @@ fn stamp(mut bytes: Vec<u8>) -> Vec<u8> {
 
 /// Reads a version back. The error says what was expected and what was found.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], version: u64) -> Result<T, String> {
-    let tail = CHECKSUM.len() + 8 + 3;
     let (body, end) =
-        bytes.split_at_checked(bytes.len().saturating_sub(tail)).ok_or("the file is empty")?;
+        bytes.split_at_checked(bytes.len().saturating_sub(STAMP)).ok_or("the file is empty")?;
     let crc = crc32c::crc32c(body);
     if end != format!("{CHECKSUM}{crc:08x}\"}}\n").as_bytes() {
         return Err(format!(

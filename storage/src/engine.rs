@@ -502,9 +502,15 @@ impl Engine {
         Ok(id)
     }
 
-    /// What became of a compaction; `None` if there is none of that number since the start.
+    /// What became of a compaction; `None` if that number was never given. One that is not
+    /// remembered is over: none outlives its process.
     pub fn compaction(&self, id: i64) -> Option<Compaction> {
-        self.core().compactions.get(id)
+        let core = self.core();
+        let forgotten = || {
+            let was_given = u64::try_from(id).is_ok_and(|id| Ts(id) <= core.clock.now());
+            was_given.then(|| Compaction { done: true, ..Compaction::default() })
+        };
+        core.compactions.get(id).or_else(forgotten)
     }
 
     /// Removes all rows.

@@ -23,6 +23,10 @@ mod error;
 #[cfg(test)]
 mod faults;
 pub mod filter;
+#[cfg(test)]
+mod formats;
+#[doc(hidden)]
+pub mod fuzzing;
 mod jobs;
 mod keys;
 mod log;
@@ -34,6 +38,7 @@ mod recover;
 pub mod schema;
 mod search;
 mod segment;
+mod shared;
 mod space;
 mod untrusted;
 mod upkeep;

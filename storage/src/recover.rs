@@ -47,6 +47,8 @@ pub(crate) fn open(
     let space = Space::open(Arc::clone(&disk), &options.dir, options.disk_reserve_bytes)?;
     lock.tell_holder();
     let blobs = Blobs::open(Arc::clone(&disk), &options.dir)?;
+    // Directories that are there may be pending still, from a process that was killed.
+    blobs.sync_dir("")?;
     let log = DiskLog::open(disk, blobs.path(LOG_DIR))?;
     let clock = Arc::new(HybridClock::new(options.wall.clone()));
     let (mut store, catalog) = CatalogStore::open(&blobs)?;

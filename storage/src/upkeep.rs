@@ -90,6 +90,12 @@ impl Upkeep {
         queue
     }
 
+    /// Whether nothing is left to do.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state().phase == Phase::Idle
+    }
+
     fn begin(&self) {
         let mut state = self.state();
         state.phase = Phase::Running;

@@ -251,7 +251,7 @@ impl Node {
         self.engine.compaction(id).ok_or_else(|| {
             Failure::new(
                 Code::ParameterInvalid,
-                format!("no compaction has the id {id} since the node started: invalid parameter"),
+                format!("no compaction has the id {id}: invalid parameter"),
             )
         })
     }

@@ -9,7 +9,7 @@ use super::{CatalogView, CollectionInfo, DEFAULT_DB, DatabaseInfo};
 use crate::Error;
 use crate::blobs::Blobs;
 use crate::clock::Ts;
-use crate::document::Document;
+use crate::document::{self, Document};
 use crate::log::Lsn;
 
 /// Directory of the catalog's versions.
@@ -74,6 +74,12 @@ impl CatalogStore {
         view.index();
         Ok(view)
     }
+}
+
+/// Reads a version of the catalog back. The error says what was expected and what was found.
+pub(crate) fn decode(bytes: &[u8], version: u64) -> Result<CatalogView, String> {
+    let content = document::decode::<Content>(bytes, version)?;
+    Ok(CatalogView::from_content(content, version))
 }
 
 impl CatalogView {

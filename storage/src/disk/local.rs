@@ -18,6 +18,9 @@ const LOCK_FILE: &str = "LOCK";
 /// Read buffer of files that are not mapped.
 const READ_BUFFER: usize = 1 << 20;
 
+/// Bytes that are written again at a time.
+const REWRITE_BUFFER: usize = 1 << 18;
+
 /// The file system of the machine.
 #[derive(Debug)]
 pub(crate) struct LocalDisk;
@@ -86,6 +89,22 @@ impl Disk for LocalDisk {
         let file = fs::OpenOptions::new().write(true).open(path)?;
         file.set_len(len)?;
         file.sync_all()
+    }
+
+    fn rewrite(&self, path: &Path, from: u64) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+        let mut bytes = vec![0; REWRITE_BUFFER];
+        let mut at = from;
+        loop {
+            file.seek(io::SeekFrom::Start(at))?;
+            let read = file.read(&mut bytes)?;
+            if read == 0 {
+                return file.sync_data();
+            }
+            file.seek(io::SeekFrom::Start(at))?;
+            file.write_all(&bytes[..read])?;
+            at += read as u64;
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::io::{self, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -24,7 +25,7 @@ const SECTOR: usize = 512;
 pub(crate) enum Survival {
     /// Nothing: power was cut before anything was written back.
     Synced,
-    /// Everything: only the process died.
+    /// Everything: only the process died. What was pending still is.
     Everything,
     /// Whatever chance leaves, by this seed.
     Some(u64),
@@ -110,12 +111,17 @@ impl Picture {
             Survival::Some(seed) => Some(seed),
             Survival::Synced | Survival::Everything => None,
         });
-        let all = matches!(survival, Survival::Everything);
+        if matches!(survival, Survival::Everything) {
+            return MemoryDisk(Arc::new(Mutex::new(State {
+                now: self.clone(),
+                ..State::default()
+            })));
+        }
         let paths: std::collections::BTreeSet<&PathBuf> =
             self.names.keys().chain(self.durable.keys()).collect();
         let mut names = BTreeMap::new();
         for path in paths {
-            let source = if dice.flip().unwrap_or(all) { &self.names } else { &self.durable };
+            let source = if dice.flip() == Some(true) { &self.names } else { &self.durable };
             let is_reachable = path.parent().is_none_or(|parent| {
                 parent.as_os_str().is_empty() || names.get(parent) == Some(&Node::Dir)
             });
@@ -128,8 +134,7 @@ impl Picture {
             let Node::File(id) = *node else { continue };
             let inode = &self.inodes[&id];
             let bytes = match survival {
-                Survival::Synced => Arc::clone(&inode.synced),
-                Survival::Everything => Arc::clone(&inode.bytes),
+                Survival::Synced | Survival::Everything => Arc::clone(&inode.synced),
                 Survival::Some(_) if inode.bytes == inode.synced => Arc::clone(&inode.synced),
                 Survival::Some(_) => Arc::new(torn(inode, &mut dice)),
             };
@@ -137,6 +142,17 @@ impl Picture {
         }
         let now = Self { inodes, next_inode: self.next_inode, durable: names.clone(), names };
         MemoryDisk(Arc::new(Mutex::new(State { now, ..State::default() })))
+    }
+
+    /// Feeds all that is there, pending or not, to a hasher.
+    pub(crate) fn hash(&self, hasher: &mut impl Hasher) {
+        for (path, node) in self.names.iter().chain(&self.durable) {
+            path.hash(hasher);
+            if let Node::File(id) = node {
+                let Inode { bytes, synced } = &self.inodes[id];
+                (id, bytes, synced).hash(hasher);
+            }
+        }
     }
 
     fn parent_is_there(&self, path: &Path) -> bool {
@@ -355,6 +371,15 @@ impl Disk for MemoryDisk {
             Arc::make_mut(&mut now.inodes.entry(id).or_default().bytes).truncate(len);
             Ok(())
         })?;
+        self.change(Call::Sync, |now| {
+            let id = now.file(path)?;
+            let inode = now.inodes.entry(id).or_default();
+            inode.synced = Arc::clone(&inode.bytes);
+            Ok(())
+        })
+    }
+
+    fn rewrite(&self, path: &Path, _: u64) -> io::Result<()> {
         self.change(Call::Sync, |now| {
             let id = now.file(path)?;
             let inode = now.inodes.entry(id).or_default();

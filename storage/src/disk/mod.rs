@@ -56,6 +56,8 @@ pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn map(&self, path: &Path) -> io::Result<Buffer>;
     /// Cuts a file to a length, durably.
     fn truncate(&self, path: &Path, len: u64) -> io::Result<()>;
+    /// Writes what a file holds from `from` on once more, in its place, and makes it durable.
+    fn rewrite(&self, path: &Path, from: u64) -> io::Result<()>;
     /// Gives a file another name, in place of one that has it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Gives a file a second name, which must be free.

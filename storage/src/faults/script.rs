@@ -1,7 +1,7 @@
-//! Operations on an engine and on a model of it, and a script of them.
+//! Operations on an engine, and a script of them.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
@@ -9,32 +9,36 @@ use arrow_array::{
     ArrayRef, FixedSizeListArray, Float32Array, Int64Array, LargeBinaryArray, RecordBatch,
 };
 use arrow_schema::{DataType as ArrowType, Field as ArrowField};
-use elanus_index::{Bounds, Cancel, Metric, Query, SearchParams, SparseRow};
+use elanus_index::{Cancel, Metric};
 
-use crate::catalog::{DEFAULT_DB, GraphDef};
+use crate::catalog::{DEFAULT_DB, GraphDef, TTL};
 use crate::filter::{Templates, compile};
 use crate::schema::{DataType, Field, Schema, Value};
 use crate::segment::testing::field;
-use crate::{
-    AnnQuery, Collection, CollectionChange, Engine, Error, Keys, NewCollection, NewIndex, ReadView,
-    Scope,
-};
+use crate::{Collection, CollectionChange, Engine, Error, Keys, NewCollection, NewIndex, Scope};
 
-const DB: &str = DEFAULT_DB;
+pub(super) const DB: &str = DEFAULT_DB;
+
+/// The partitions of a partition key.
+pub(super) const KEYED: [&str; 2] = ["_default_0", "_default_1"];
 
 /// What a row reads that was written before `extra` was added.
-const EXTRA: i64 = 7;
+pub(super) const EXTRA: i64 = 7;
 
 /// One operation. Rows are pairs of key and value.
 #[derive(Clone, Debug)]
 pub(super) enum Operation {
     Create(&'static str),
+    /// With a partition key, the value, of which the lowest bit chooses the partition.
+    CreateKeyed(&'static str),
     Drop(&'static str),
     Rename(&'static str, &'static str),
     /// Into a partition; rows whose key exists anywhere are replaced.
     Insert(&'static str, &'static str, Vec<(i64, i64)>),
     /// Into both partitions of a new collection, as one write.
     InsertBoth(&'static str, Vec<(i64, i64)>, Vec<(i64, i64)>),
+    /// By partition key, as one write.
+    InsertKeyed(&'static str, Vec<(i64, i64)>),
     /// With this value for the added field.
     InsertExtra(&'static str, Vec<(i64, i64)>, i64),
     Delete(&'static str, Vec<i64>),
@@ -42,6 +46,14 @@ pub(super) enum Operation {
     /// Rows whose value is below.
     DeleteBelow(&'static str, i64),
     Flush(&'static str),
+    /// Everything into as few segments as possible; returns when that is done.
+    Compact(&'static str),
+    /// Waits for merges and indexes that are to be made anyway.
+    Upkeep(&'static str),
+    /// Rows expire after so many seconds.
+    Expire(&'static str, u64),
+    /// So many seconds pass.
+    Pass(u64),
     Truncate(&'static str),
     CreateIndex(&'static str, &'static str),
     DropIndex(&'static str, &'static str),
@@ -59,259 +71,16 @@ pub(super) enum Operation {
     Restart,
 }
 
-/// What a row holds beside its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Row {
-    pub(super) value: i64,
-    /// Of the added field, once there is one.
-    pub(super) extra: Option<i64>,
+/// What belongs into which of the [`KEYED`] partitions.
+pub(super) fn by_partition(pairs: &[(i64, i64)]) -> [Vec<(i64, i64)>; 2] {
+    [0, 1].map(|bit| pairs.iter().filter(|pair| pair.1 & 1 == bit).copied().collect())
 }
 
-/// What everybody can see of an engine.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Model {
-    databases: BTreeSet<String>,
-    pub(super) collections: BTreeMap<String, Contents>,
-    aliases: BTreeMap<String, String>,
-}
-
-/// What everybody can see of a collection.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Contents {
-    pub(super) partitions: BTreeMap<String, BTreeMap<i64, Row>>,
-    has_extra: bool,
-    indexes: BTreeSet<String>,
-    property: Option<String>,
-    loaded: bool,
-}
-
-impl Contents {
-    fn put(&mut self, partition: &str, pairs: &[(i64, i64)], extra: Option<i64>) -> Option<()> {
-        self.partitions.get(partition)?;
-        let extra = self.has_extra.then(|| extra.unwrap_or(EXTRA));
-        for &(key, value) in pairs {
-            for rows in self.partitions.values_mut() {
-                rows.remove(&key);
-            }
-            self.partitions.get_mut(partition)?.insert(key, Row { value, extra });
-        }
-        Some(())
-    }
-
-    fn rows(&self) -> impl Iterator<Item = (&i64, &Row)> {
-        self.partitions.values().flatten()
-    }
-}
-
-impl Model {
-    /// A new data directory.
-    pub(super) fn fresh() -> Self {
-        Self { databases: [DB.to_owned()].into(), ..Self::default() }
-    }
-
-    /// What is there after an operation; `None` where it must be refused.
-    pub(super) fn after(&self, operation: &Operation) -> Option<Self> {
-        let mut next = self.clone();
-        next.apply(operation)?;
-        Some(next)
-    }
-
-    fn of(&mut self, name: &str) -> Option<&mut Contents> {
-        self.collections.get_mut(name)
-    }
-
-    fn apply(&mut self, operation: &Operation) -> Option<()> {
-        match operation {
-            Operation::Create(name) => {
-                if self.collections.contains_key(*name) {
-                    return None;
-                }
-                let partitions =
-                    ["_default", "other"].map(|name| (name.to_owned(), BTreeMap::new()));
-                let contents = Contents { partitions: partitions.into(), ..Contents::default() };
-                self.collections.insert((*name).to_owned(), contents);
-            }
-            Operation::Drop(name) => {
-                self.collections.remove(*name)?;
-                self.aliases.retain(|_, target| target != name);
-            }
-            Operation::Rename(old, new) => {
-                if self.collections.contains_key(*new) {
-                    return None;
-                }
-                let contents = self.collections.remove(*old)?;
-                self.collections.insert((*new).to_owned(), contents);
-                self.aliases.values_mut().filter(|target| *target == old).for_each(|target| {
-                    *target = (*new).to_owned();
-                });
-            }
-            Operation::Insert(name, partition, pairs) => {
-                self.of(name)?.put(partition, pairs, None)?;
-            }
-            Operation::InsertBoth(name, first, second) => {
-                let contents = self.of(name)?;
-                contents.put("_default", first, None)?;
-                contents.put("other", second, None)?;
-            }
-            Operation::InsertExtra(name, pairs, extra) => {
-                let contents = self.of(name)?;
-                if !contents.has_extra {
-                    return None;
-                }
-                contents.put("_default", pairs, Some(*extra))?;
-            }
-            Operation::Delete(name, keys) => {
-                for rows in self.of(name)?.partitions.values_mut() {
-                    rows.retain(|key, _| !keys.contains(key));
-                }
-            }
-            Operation::DeleteIn(name, partition, keys) => {
-                self.of(name)?.partitions.get_mut(*partition)?.retain(|key, _| !keys.contains(key));
-            }
-            Operation::DeleteBelow(name, bound) => {
-                for rows in self.of(name)?.partitions.values_mut() {
-                    rows.retain(|_, row| row.value >= *bound);
-                }
-            }
-            Operation::Truncate(name) => {
-                self.of(name)?.partitions.values_mut().for_each(BTreeMap::clear);
-            }
-            Operation::Flush(name) => drop(self.of(name)?),
-            Operation::CreateIndex(name, field) => {
-                self.of(name)?.indexes.insert((*field).to_owned());
-            }
-            Operation::DropIndex(name, field) => {
-                self.of(name)?.indexes.remove(*field).then_some(())?;
-            }
-            Operation::AddField(name) => {
-                let contents = self.of(name)?;
-                if std::mem::replace(&mut contents.has_extra, true) {
-                    return None;
-                }
-                let rows = contents.partitions.values_mut().flat_map(BTreeMap::values_mut);
-                rows.for_each(|row| row.extra = Some(EXTRA));
-            }
-            Operation::Property(name, value) => {
-                self.of(name)?.property = Some((*value).to_owned());
-            }
-            Operation::Load(name) => self.of(name)?.loaded = true,
-            Operation::CreatePartition(name, partition) => {
-                let partitions = &mut self.of(name)?.partitions;
-                if partitions.insert((*partition).to_owned(), BTreeMap::new()).is_some() {
-                    return None;
-                }
-            }
-            Operation::DropPartition(name, partition) => {
-                self.of(name)?.partitions.remove(*partition)?;
-            }
-            Operation::CreateAlias(alias, name) => {
-                self.of(name)?;
-                if self.aliases.insert((*alias).to_owned(), (*name).to_owned()).is_some() {
-                    return None;
-                }
-            }
-            Operation::AlterAlias(alias, name) => {
-                self.of(name)?;
-                *self.aliases.get_mut(*alias)? = (*name).to_owned();
-            }
-            Operation::DropAlias(alias) => drop(self.aliases.remove(*alias)?),
-            Operation::CreateDatabase(name) => {
-                self.databases.insert((*name).to_owned()).then_some(())?;
-            }
-            Operation::DropDatabase(name) => self.databases.remove(*name).then_some(())?,
-            Operation::Restart => {}
-        }
-        Some(())
-    }
-
-    /// What an engine shows. Searches are held against the rows.
-    pub(super) fn seen(engine: &Engine) -> Result<Self, Error> {
-        let catalog = engine.catalog();
-        let mut seen = Self {
-            databases: catalog.databases().map(|db| db.name.clone()).collect(),
-            aliases: (catalog.aliases(DB))
-                .map(|(alias, info)| (alias.to_owned(), info.name.clone()))
-                .collect(),
-            ..Self::default()
-        };
-        for info in catalog.collections(DB) {
-            let collection = engine.collection(info.id).ok_or_else(|| {
-                Error::Internal(format!("`{}` is in the catalog, but not open", info.name))
-            })?;
-            let view = collection.view();
-            let mut contents = Contents {
-                has_extra: info.schema.field("extra").is_some(),
-                indexes: info.indexes.iter().map(|index| index.field.clone()).collect(),
-                property: info.property("p").map(str::to_owned),
-                loaded: info.loaded,
-                ..Contents::default()
-            };
-            for partition in &info.partitions {
-                let rows = rows_of(&view, partition.id, contents.has_extra)?;
-                contents.partitions.insert(partition.name.clone(), rows);
-            }
-            assert_eq!(contents.rows().count(), collection.stats().rows, "{}", info.name);
-            search(&view, &contents)?;
-            seen.collections.insert(info.name.clone(), contents);
-        }
-        Ok(seen)
-    }
-}
-
-fn rows_of(view: &ReadView, partition: i64, extra: bool) -> Result<BTreeMap<i64, Row>, Error> {
-    let scope = Scope { partitions: Some(&[partition]), filter: None, ignore_growing: false };
-    let selection = view.select(&scope, &Cancel::never())?;
-    let addresses = view.rows_by_key(&selection, 0, None)?;
-    assert_eq!(addresses.len(), view.count(&selection));
-    let fields: &[&str] = if extra { &["id", "value", "extra"] } else { &["id", "value"] };
-    let batch = view.take(&addresses, fields)?;
-    let numbers = |i: usize| batch.column(i).as_primitive::<Int64Type>();
-    let ids = numbers(0).values();
-    assert!(ids.is_sorted_by(|a, b| a < b), "a key occurs twice: {ids:?}");
-    let row = |at: usize| {
-        let extra = extra.then(|| numbers(2).value(at));
-        (ids[at], Row { value: numbers(1).value(at), extra })
-    };
-    Ok((0..batch.num_rows()).map(row).collect())
-}
-
-/// Every row is its own nearest neighbour, and the sparse index knows the rows with a term and no
-/// others.
-fn search(view: &ReadView, contents: &Contents) -> Result<(), Error> {
-    let scope = Scope { partitions: None, filter: None, ignore_growing: false };
-    let selection = view.select(&scope, &Cancel::never())?;
-    let find = |field: &str, metric: Metric, k: usize, query: Query<'_>| {
-        let params = SearchParams { k, ef: None, bounds: Bounds::default(), drop_ratio: 0.0 };
-        let ann = AnnQuery { field, metric, queries: &[query], params, exact: false };
-        let found = view.search(&selection, &ann, &Cancel::never())?.remove(0);
-        let addresses: Vec<_> = found.iter().map(|found| found.addr).collect();
-        let batch = view.take(&addresses, &["id"])?;
-        Ok::<_, Error>(batch.column(0).as_primitive::<Int64Type>().values().to_vec())
-    };
-    for (key, row) in contents.rows().take(3) {
-        let vector = vector(*key, row.value);
-        let found = find("vector", Metric::L2, 1, Query::Dense(bytemuck::cast_slice(&vector)))?;
-        assert_eq!(found, vec![*key], "the row nearest to that of {key}");
-    }
-    for term in [1, 2] {
-        let bytes = sparse(term);
-        let query = Query::Sparse(SparseRow::parse(&bytes).unwrap());
-        let mut found = find("terms", Metric::Ip, 1000, query)?;
-        found.sort_unstable();
-        let mut expected: Vec<i64> = (contents.rows())
-            .filter_map(|(key, row)| (row.value % 3 == term).then_some(*key))
-            .collect();
-        expected.sort_unstable();
-        assert_eq!(found, expected, "rows with term {term}");
-    }
-    Ok(())
-}
-
-fn vector(key: i64, value: i64) -> [f32; 2] {
+pub(super) fn vector(key: i64, value: i64) -> [f32; 2] {
     [key as f32, value as f32]
 }
 
-fn sparse(term: i64) -> Vec<u8> {
+pub(super) fn sparse(term: i64) -> Vec<u8> {
     let mut row = u32::try_from(term).unwrap().to_le_bytes().to_vec();
     row.extend_from_slice(&1.0_f32.to_le_bytes());
     row
@@ -375,6 +144,12 @@ fn partition(collection: &Collection, name: &str) -> Result<i64, Error> {
 
 /// Carries an operation out; [`Operation::Restart`] is the caller's.
 pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Error> {
+    // An operation that takes place in the background is over when nothing is left to do.
+    let rested = async |collection: &Collection| {
+        while !collection.upkeep().is_idle() {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+    };
     let insert = async |name: &str, partition_name: &str, batch: RecordBatch| {
         let collection = find(engine, name)?;
         let partition = partition(&collection, partition_name)?;
@@ -388,6 +163,13 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
         Operation::Create(name) => {
             engine.create_collection(DB, new_collection(name)).await.map(drop)
         }
+        Operation::CreateKeyed(name) => {
+            let mut new = new_collection(name);
+            new.schema.fields[1].partition_key = true;
+            new.schema.fields[1].nullable = false;
+            (new.partitions, new.num_partitions) = (KEYED.map(str::to_owned).into(), 2);
+            engine.create_collection(DB, new).await.map(drop)
+        }
         Operation::Drop(name) => engine.drop_collection(DB, name).await,
         Operation::Rename(old, new) => engine.rename_collection(DB, old, DB, new).await,
         Operation::Insert(name, partition, pairs) => {
@@ -399,6 +181,14 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
                 (partition(&collection, "_default")?, batch(first, None)),
                 (partition(&collection, "other")?, batch(second, None)),
             ];
+            collection.insert_all(parts).await.map(drop)
+        }
+        Operation::InsertKeyed(name, pairs) => {
+            let collection = find(engine, name)?;
+            let mut parts = Vec::new();
+            for (name, pairs) in KEYED.iter().zip(by_partition(pairs)) {
+                parts.push((partition(&collection, name)?, batch(&pairs, None)));
+            }
             collection.insert_all(parts).await.map(drop)
         }
         Operation::InsertExtra(name, pairs, extra) => {
@@ -427,6 +217,32 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
             let id = find(engine, name)?.id();
             engine.flush(id).await.map(drop)
         }
+        Operation::Compact(name) => {
+            let collection = find(engine, name)?;
+            let id = engine.compact(collection.id())?;
+            rested(&collection).await;
+            let done = engine.compaction(id).filter(|compaction| compaction.done);
+            match done.map(|compaction| compaction.failure) {
+                Some(None) => Ok(()),
+                // The disk's refusal, as a text.
+                failure => Err(Error::DiskFull(format!("compaction: {failure:?}"))),
+            }
+        }
+        Operation::Upkeep(name) => {
+            let collection = find(engine, name)?;
+            crate::upkeep::ask(engine.core(), &collection);
+            rested(&collection).await;
+            let pending = |index| collection.index_progress(index).pending;
+            match collection.info().indexes.iter().map(pending).sum() {
+                0 => Ok(()),
+                rows => Err(Error::DiskFull(format!("{rows} rows lack an index"))),
+            }
+        }
+        Operation::Expire(name, after) => {
+            let set = vec![(TTL.to_owned(), after.to_string())];
+            alter(name, CollectionChange::Properties { set, delete: vec![] }).await
+        }
+        Operation::Pass(_) => Ok(()),
         Operation::Truncate(name) => {
             let id = find(engine, name)?.id();
             engine.truncate(id).await
@@ -547,5 +363,40 @@ pub(super) fn script() -> Vec<Operation> {
         Insert("a", "_default", some(20..23, 10)),
         Flush("d"),
         Drop("d"),
+        // Several segments with deletes, rows that can leave the disk, and graphs.
+        Pass(60),
+        Delete("a", vec![3, 23, 34]),
+        Compact("a"),
+        CreateIndex("a", "vector"),
+        Upkeep("a"),
+        Delete("a", vec![6, 21]),
+        Pass(60),
+        Compact("a"),
+        Upkeep("a"),
+        CreateKeyed("d"),
+        InsertKeyed("d", some(0..6, 1)),
+        Flush("d"),
+        InsertKeyed("d", some(2..8, 3)),
+        Rename("d", "b"),
+        Flush("b"),
+        // Rows of two ages: the older ones expire, and then all.
+        Pass(100),
+        Expire("b", 50),
+        InsertKeyed("b", some(6..10, 1)),
+        Compact("b"),
+        AddField("b"),
+        Flush("b"),
+        Compact("b"),
+        Pass(40),
+        InsertKeyed("b", some(0..4, 5)),
+        CreateAlias("now", "b"),
+        Pass(20),
+        Compact("b"),
+        Restart,
+        Truncate("b"),
+        InsertKeyed("b", some(1..3, 2)),
+        Pass(60),
+        Flush("b"),
+        Drop("c"),
     ]
 }

@@ -22,6 +22,9 @@ pub(crate) trait LogDir: Send {
     fn create(&self, first: Lsn) -> Result<Box<dyn LogFile>, Error>;
     /// Cuts a file to a length, durably.
     fn truncate(&self, first: Lsn, len: u64) -> Result<(), Error>;
+    /// Makes durable what a process left that ended in disorder: what lies from `from` on is
+    /// written again, because the kernel may hold it for written although that failed.
+    fn settle(&self, first: Lsn, from: u64) -> Result<(), Error>;
     /// Removes a file, durably; one that does not exist is fine.
     fn remove(&self, first: Lsn) -> Result<(), Error>;
     /// Where a file lies, for messages.
@@ -82,6 +85,11 @@ impl LogDir for DiskLog {
     fn truncate(&self, first: Lsn, len: u64) -> Result<(), Error> {
         let path = self.path(first);
         self.disk.truncate(&path, len).map_err(|error| Error::io(&path, error))
+    }
+
+    fn settle(&self, first: Lsn, from: u64) -> Result<(), Error> {
+        let path = self.path(first);
+        self.disk.rewrite(&path, from).map_err(|error| Error::io(&path, error))
     }
 
     fn remove(&self, first: Lsn) -> Result<(), Error> {
@@ -201,7 +209,8 @@ impl Files {
     /// Finishes the active file, which must be synced, and starts the next; does nothing while
     /// the active file holds no frame.
     pub(crate) fn rotate(&mut self, next: Lsn) -> Result<(), Error> {
-        if next == self.active_first && self.active.is_some() {
+        // Even where there was no room for the file: recovery looks for one that begins here.
+        if next == self.active_first {
             return Ok(());
         }
         self.unfinished = Some(next);

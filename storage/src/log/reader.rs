@@ -7,8 +7,12 @@
 //! is stopped in good order. In any file but the last a bad frame is damage, because a file is
 //! synced before the next one begins.
 //!
+//! A process that was killed may leave frames that are in the kernel's memory only. They are made
+//! durable before anybody sees them, or a later power cut would take back what was shown.
+//!
 //! Memory is bounded by the largest frame, and by one file where its end is torn.
 
+use std::collections::VecDeque;
 use std::io::Read;
 use std::path::Path;
 
@@ -75,7 +79,8 @@ pub(crate) fn replay(
     let files = dir.list()?;
     // Files wholly below the start may have outlived their removal.
     let oldest = files.iter().rposition(|&(first, _)| first <= start).unwrap_or(0);
-    let mut replay = Replay { dir, visit, reached, next: start, ts: Ts::ZERO, frames: 0 };
+    let (next, ts, unsynced) = (start, Ts::ZERO, VecDeque::new());
+    let mut replay = Replay { dir, visit, reached, next, ts, frames: 0, unsynced };
     let mut kept = files[..oldest.min(files.len())].to_vec();
     for (i, &(first, len)) in files.iter().enumerate().skip(oldest) {
         if i == oldest && first <= start {
@@ -89,7 +94,13 @@ pub(crate) fn replay(
             return Err(Error::corrupt(&dir.path(first), detail));
         }
         let is_last = i + 1 == files.len();
+        replay.unsynced.clear();
         let len = replay.file(first, len, is_last)?;
+        if let Some(&(_, from)) = replay.unsynced.iter().find(|&&(lsn, _)| lsn >= reached)
+            && is_last
+        {
+            dir.settle(first, from)?;
+        }
         if replay.next > first {
             kept.push((first, len));
         }
@@ -113,6 +124,8 @@ struct Replay<'a> {
     next: Lsn,
     ts: Ts,
     frames: u64,
+    /// The frames of the file, and where they begin, that no later one says to be on disk.
+    unsynced: VecDeque<(Lsn, u64)>,
 }
 
 impl Replay<'_> {
@@ -174,6 +187,10 @@ impl Replay<'_> {
             path,
             offset,
         })?;
+        while self.unsynced.front().is_some_and(|&(lsn, _)| lsn < header.synced) {
+            self.unsynced.pop_front();
+        }
+        self.unsynced.push_back((header.lsn, offset));
         self.next = header.lsn + 1;
         self.ts = self.ts.max(header.ts);
         self.frames += 1;

@@ -130,6 +130,10 @@ impl LogDir for ReadOnlyLog {
         Ok(())
     }
 
+    fn settle(&self, _: Lsn, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn remove(&self, first: Lsn) -> Result<(), Error> {
         Err(Error::Internal(format!("{} is not to be removed", self.path(first).display())))
     }

@@ -19,6 +19,7 @@ use crate::Error;
 use crate::blobs::{Blobs, Published};
 use crate::manifest::{IndexFile, IndexKind, SectionsFile};
 use crate::schema::{DataType, Field};
+use crate::shared::Doomable;
 
 /// One index file of a segment.
 #[derive(Debug)]
@@ -64,11 +65,6 @@ impl Index {
         matches!(self.opened.get(), Some(None))
     }
 
-    /// Removes the file when the last holder lets go.
-    pub(super) fn doom(&self) {
-        self.file.doom();
-    }
-
     /// The index over a segment of that many rows, of which `column` are the indexed ones.
     ///
     /// # Errors
@@ -111,6 +107,12 @@ impl Index {
             }
         };
         opened.map_err(|error| Error::corrupt(path, error.to_string()))
+    }
+}
+
+impl Doomable for Index {
+    fn doom(&self) {
+        self.file.doom();
     }
 }
 

@@ -69,6 +69,15 @@ impl Segment {
         self.rows() - self.deletes.len()
     }
 
+    /// Number of rows that the newest view sees when those written before `expired` have expired.
+    /// Where the times of the rows are damaged, which readers are told, expired ones count.
+    pub(crate) fn live_rows_since(&self, expired: Ts) -> usize {
+        let Ok(Some(expired)) = self.written_before(expired) else { return self.live_rows() };
+        let Ok(mut live) = self.visible(Ts::MAX) else { return self.live_rows() };
+        live.and_not_with(&expired);
+        live.count()
+    }
+
     /// Bytes in memory (growing) or of the data file (sealed).
     pub(crate) fn bytes(&self) -> u64 {
         match &self.body {

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_array::{Array, ArrayRef};
@@ -28,6 +27,7 @@ use crate::disk::{Disk, LocalDisk};
 use crate::keys::KeyColumn;
 use crate::manifest::{DataFile, IndexFile, IndexKind, SegmentEntry};
 use crate::schema::{Field, Schema, TS};
+use crate::shared::Parts;
 use crate::untrusted::decoded;
 
 /// The format this node writes, and the newest that it reads.
@@ -64,7 +64,7 @@ pub(crate) struct SealedSegment {
     columns: Vec<OnceLock<Result<ArrayRef, Error>>>,
     keys: OnceLock<Result<KeyColumn, Error>>,
     key_name: String,
-    indexes: ArcSwap<Vec<Arc<Index>>>,
+    indexes: Parts<Index>,
     repair: Arc<dyn Repair>,
 }
 
@@ -97,7 +97,7 @@ impl SealedSegment {
             columns,
             keys: OnceLock::new(),
             key_name: schema.primary().name.clone(),
-            indexes: ArcSwap::from_pointee(indexes),
+            indexes: Parts::new(indexes),
             repair,
         })
     }
@@ -118,7 +118,7 @@ impl SealedSegment {
     /// Removes the files when the last reader lets go.
     pub(crate) fn doom(&self) {
         self.file.doom();
-        self.indexes.load().iter().for_each(|index| index.doom());
+        self.indexes.doom();
     }
 
     /// See [`super::Segment::column`].
@@ -218,7 +218,7 @@ impl SealedSegment {
 
     /// The index files there are.
     pub(crate) fn indexes(&self) -> Arc<Vec<Arc<Index>>> {
-        self.indexes.load_full()
+        self.indexes.load()
     }
 
     /// Verifies every column.
@@ -232,25 +232,16 @@ impl SealedSegment {
     }
 
     /// Puts an index in the place of the one that the field had, whose file goes with its last
-    /// reader.
+    /// reader. Only the one job that keeps the indexes of this collection calls this.
     pub(crate) fn put_index(&self, entry: IndexFile) {
-        let index = Arc::new(Index::new(&self.dir, entry));
-        self.replace_index(index.field(), Some(&index));
+        let index = Index::new(&self.dir, entry);
+        let field = index.field();
+        self.indexes.replace(|old| old.field() == field, Some(Arc::new(index)));
     }
 
     /// Takes the index of a field away; its file goes with its last reader.
     pub(crate) fn drop_index(&self, field: i64) {
-        self.replace_index(field, None);
-    }
-
-    /// Only the one job that keeps the indexes of this collection calls this.
-    fn replace_index(&self, field: i64, new: Option<&Arc<Index>>) {
-        let old = self.indexes.load_full();
-        let (gone, kept): (Vec<_>, Vec<_>) =
-            old.iter().cloned().partition(|index| index.field() == field);
-        let indexes = kept.into_iter().chain(new.cloned()).collect();
-        self.indexes.store(Arc::new(indexes));
-        gone.iter().for_each(|index| index.doom());
+        self.indexes.replace(|old| old.field() == field, None);
     }
 
     /// Whether the file has values of that field.
@@ -424,8 +415,13 @@ pub(super) fn describe(file: String, written: &Published, len: u64) -> Result<Da
 /// [`Error::Corrupt`] if its footer cannot be read.
 pub(crate) fn inspect(path: &Path) -> Result<serde_json::Value, Error> {
     let bytes = LocalDisk.map(path).map_err(|error| Error::io(path, error))?;
-    let layout = Layout::of(bytes).map_err(|detail| Error::corrupt(path, detail))?;
-    let rows = layout.rows().map_err(|detail| Error::corrupt(path, detail))?;
+    inspect_bytes(bytes).map_err(|detail| Error::corrupt(path, detail))
+}
+
+/// See [`inspect`]. Every column is decoded, whatever the checksums say.
+pub(crate) fn inspect_bytes(bytes: Buffer) -> Result<serde_json::Value, String> {
+    let layout = Layout::of(bytes)?;
+    let rows = layout.rows()?;
     let columns: Vec<serde_json::Value> = (layout.schema.fields().iter().enumerate())
         .map(|(at, field)| {
             let state = layout.column(at, rows).err().unwrap_or_else(|| "sound".to_owned());

@@ -1,0 +1,4 @@
+//! A catalog whose checksum is right.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| elanus_storage::fuzzing::catalog(bytes));
