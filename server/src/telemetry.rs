@@ -308,6 +308,7 @@ impl Metrics {
         for (user, bytes) in [
             ("growing", memory.growing),
             ("writes", memory.writes),
+            ("results", memory.results),
             ("builds", memory.builds),
             ("models", memory.other),
         ] {

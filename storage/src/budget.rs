@@ -1,8 +1,8 @@
 //! Memory that the node may use, and who has it.
 //!
-//! Rows that are not sealed, writes on their way and the scratch space of builds are counted
-//! here; what else is in the process (models) is told. Past [`Budget::soft`] the largest
-//! collection is sealed, past the hard limit writes are refused until that has helped. Work that
+//! Rows that are not sealed, writes on their way, results on theirs and the scratch space of builds
+//! are counted here; what else is in the process (models) is told. Past [`Budget::soft`] the largest
+//! collection is sealed, past the hard limit writes and results are refused until that has helped. Work that
 //! frees memory is counted but never refused. Mapped files are the kernel's to take back and do
 //! not count.
 
@@ -34,6 +34,8 @@ pub struct MemoryUse {
     pub growing: usize,
     /// Writes on their way into the log.
     pub writes: usize,
+    /// Rows on their way to clients.
+    pub results: usize,
     /// Scratch space of checkpoints and index builds.
     pub builds: usize,
     /// What was told with [`crate::Engine::set_other_memory`].
@@ -42,7 +44,7 @@ pub struct MemoryUse {
 
 impl MemoryUse {
     fn total(&self) -> usize {
-        [self.writes, self.builds, self.other]
+        [self.writes, self.results, self.builds, self.other]
             .iter()
             .fold(self.growing, |a, b| a.saturating_add(*b))
     }
@@ -57,10 +59,10 @@ impl MemoryUse {
     }
 
     fn explained(&self, bytes: usize) -> String {
-        let Self { limit, growing, writes, builds, other } = self;
+        let Self { limit, growing, writes, results, builds, other } = self;
         format!(
             "{bytes} more bytes beside {growing} of rows that are not sealed, {writes} of writes, \
-             {builds} of builds and {other} of models come too close to {limit}; \
+             {results} of results, {builds} of builds and {other} of models come too close to {limit}; \
              rows are being sealed, try again"
         )
     }
@@ -72,6 +74,7 @@ pub(crate) struct Budget {
     limit: usize,
     growing: AtomicUsize,
     writes: AtomicUsize,
+    results: AtomicUsize,
     builds: AtomicUsize,
     other: AtomicUsize,
     /// Something is being sealed to free memory.
@@ -86,6 +89,7 @@ impl Budget {
             limit,
             growing: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
+            results: AtomicUsize::new(0),
             builds: AtomicUsize::new(0),
             other: AtomicUsize::new(0),
             relieving: AtomicBool::new(false),
@@ -98,6 +102,7 @@ impl Budget {
             limit: self.limit,
             growing: load(&self.growing),
             writes: load(&self.writes),
+            results: load(&self.results),
             builds: load(&self.builds),
             other: load(&self.other),
         }
@@ -124,6 +129,19 @@ impl Budget {
         (Ok(self.hold(Kind::Write, bytes)), now.is_above(SOFT, bytes))
     }
 
+    /// Lets rows that are on their way to a client take memory; it counts until the guard is
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`Error::MemoryLimit`].
+    pub(crate) fn admit_results(self: &Arc<Self>, bytes: usize) -> Result<Held, Error> {
+        let now = self.now();
+        if now.is_above(HARD, bytes) {
+            return Err(Error::MemoryLimit(now.explained(bytes)));
+        }
+        Ok(self.hold(Kind::Results, bytes))
+    }
+
     /// Counts the scratch space of a build until the guard is dropped.
     pub(crate) fn hold_for_build(self: &Arc<Self>, bytes: usize) -> Held {
         self.hold(Kind::Build, bytes)
@@ -137,6 +155,7 @@ impl Budget {
     fn of(&self, kind: Kind) -> &AtomicUsize {
         match kind {
             Kind::Write => &self.writes,
+            Kind::Results => &self.results,
             Kind::Build => &self.builds,
         }
     }
@@ -154,12 +173,13 @@ impl Budget {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Write,
+    Results,
     Build,
 }
 
 /// Memory that counts until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub struct Held {
     budget: Arc<Budget>,
     kind: Kind,
     bytes: usize,
@@ -249,6 +269,10 @@ mod tests {
         let (third, seal) = budget.admit_write(100);
         assert!(matches!(third, Err(Error::MemoryLimit(_))) && seal);
         assert_eq!(budget.now().total(), 751);
+        assert!(matches!(budget.admit_results(100), Err(Error::MemoryLimit(_))));
+        let results = budget.admit_results(49).unwrap();
+        assert_eq!(budget.now().total(), 800);
+        drop(results);
         drop((first, second, build));
         assert_eq!(budget.now().total(), 101);
         budget.set_other(900);

@@ -272,7 +272,8 @@ impl Collection {
         let version = self.version.load();
         let ts = ts.min(version.ts);
         let schema = Arc::clone(&self.info.load().schema);
-        ReadView { ts, version, schema, expired: self.expired_before() }
+        let budget = Arc::clone(&self.core.budget);
+        ReadView { ts, version, schema, expired: self.expired_before(), budget }
     }
 
     /// Rows that were written before this have expired and are seen by no view from now on.

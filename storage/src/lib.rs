@@ -44,7 +44,7 @@ mod untrusted;
 mod upkeep;
 mod view;
 
-pub use budget::MemoryUse;
+pub use budget::{Held, MemoryUse};
 pub use catalog::{
     CatalogView, CollectionChange, CollectionInfo, DatabaseInfo, GraphDef, IndexDef, NewCollection,
     NewIndex, PartitionInfo,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use elanus_index::RowMask;
 
 use crate::Error;
+use crate::budget::{Budget, Held};
 use crate::clock::Ts;
 use crate::schema::Schema;
 use crate::segment::Segment;
@@ -48,6 +49,8 @@ pub struct ReadView {
     pub(crate) ts: Ts,
     /// Rows that were written before this have expired.
     pub(crate) expired: Ts,
+    /// What rows on their way to a client count against.
+    pub(crate) budget: Arc<Budget>,
 }
 
 impl ReadView {
@@ -61,6 +64,14 @@ impl ReadView {
     /// The schema that rows are read by; fields that a segment lacks read as null or default.
     pub fn schema(&self) -> &Arc<Schema> {
         &self.schema
+    }
+
+    /// Counts memory for rows that were [taken](ReadView::take) until the guard is dropped.
+    ///
+    /// # Errors
+    /// [`Error::MemoryLimit`] if there is no more for now.
+    pub fn hold(&self, bytes: usize) -> Result<Held, Error> {
+        self.budget.admit_results(bytes)
     }
 
     /// The rows of a segment that this view shows.

@@ -16,7 +16,8 @@ use elanus_proto::schema::FieldData;
 use crate::Random;
 use crate::wire::{self, Client};
 
-const COLLECTION: &str = "ledger";
+/// The collection that all ledgers are about.
+pub const COLLECTION: &str = "ledger";
 const DIM: usize = 4;
 /// Keys of one writer lie in `writer * RANGE ..`; all of them are exact as `f32`.
 const RANGE: i64 = 1 << 20;

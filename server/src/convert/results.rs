@@ -7,7 +7,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use elanus_proto::milvus::QueryResults;
 use elanus_proto::schema::{self, FieldData, SearchResultData};
 use elanus_storage::schema::{Field, META, Schema};
-use elanus_storage::{ReadView, RowAddr};
+use elanus_storage::{Held, ReadView, RowAddr};
 
 use super::fields::{encode, encode_ids};
 use crate::status::Failure;
@@ -118,7 +118,7 @@ impl Ranking {
                 names.push(name);
             }
         }
-        let batch = take(view, &rows, &names, max_bytes, "search")?;
+        let Taken { batch, _memory } = take(view, &rows, &names, max_bytes, "search")?;
         self.write(primary, output, &batch)
     }
 
@@ -212,21 +212,36 @@ pub fn count_results(schema: &Schema, rows: usize) -> QueryResults {
 /// Rows fetched at once before the size of the answer is looked at.
 const CHUNK: usize = 8_192;
 
-/// Fetches columns of rows, and gives up when they take more than `max_bytes`.
+/// How often rows are in memory on their way out: as columns, and as the message.
+const RESULT_COPIES: usize = 2;
+
+/// Columns of rows, whose memory is counted until this is dropped.
+#[derive(Debug)]
+pub struct Taken {
+    /// The columns.
+    pub batch: RecordBatch,
+    /// What counts.
+    pub _memory: Vec<Held>,
+}
+
+/// Fetches columns of rows, and gives up when they take more than `max_bytes`, or more than there
+/// is.
 ///
 /// # Errors
-/// Code 1100 when they do.
+/// Code 1100 in the first case, a retriable one in the second.
 pub fn take(
     view: &ReadView,
     rows: &[RowAddr],
     names: &[&str],
     max_bytes: usize,
     what: &str,
-) -> Result<RecordBatch, Failure> {
-    let mut bytes = 0;
+) -> Result<Taken, Failure> {
+    let (mut bytes, mut memory) = (0, Vec::new());
     let mut fetch = |rows: &[RowAddr]| {
         let batch = view.take(rows, names)?;
-        bytes += batch.columns().iter().map(column_bytes).sum::<usize>();
+        let more = batch.columns().iter().map(column_bytes).sum::<usize>();
+        bytes += more;
+        memory.push(view.hold(RESULT_COPIES * more)?);
         if bytes > max_bytes {
             return Err(Failure::invalid(format!(
                 "{what} results exceed the maxOutputSize Limit {max_bytes}, ask for fewer rows or fields"
@@ -235,11 +250,13 @@ pub fn take(
         Ok(batch)
     };
     if rows.len() <= CHUNK {
-        return fetch(rows);
+        let batch = fetch(rows)?;
+        return Ok(Taken { batch, _memory: memory });
     }
     let batches = rows.chunks(CHUNK).map(fetch).collect::<Result<Vec<_>, _>>()?;
-    arrow_select::concat::concat_batches(&batches[0].schema(), &batches)
-        .map_err(|error| Failure::internal(error.to_string()))
+    let batch = arrow_select::concat::concat_batches(&batches[0].schema(), &batches)
+        .map_err(|error| Failure::internal(error.to_string()))?;
+    Ok(Taken { batch, _memory: memory })
 }
 
 /// Bytes of a column's own rows, not of the buffers they may be a slice of.

@@ -315,8 +315,8 @@ impl Node {
             };
             let rows = view.rows_by_key(&selection, window.offset, window.limit)?;
             let names: Vec<&str> = output.fields().collect();
-            let batch = results::take(&view, &rows, &names, max_bytes, "query")?;
-            results::query_results(&schema, &output, &batch)
+            let taken = results::take(&view, &rows, &names, max_bytes, "query")?;
+            results::query_results(&schema, &output, &taken.batch)
         };
         let results: Result<QueryResults, Failure> = self.engine.pools().search(run).await?;
         Ok(QueryResults { collection_name: info.name.clone(), session_ts, ..results? })

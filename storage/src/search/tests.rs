@@ -139,7 +139,8 @@ fn fixture(shapes: &[Shape], keys: &[i64], deleted: &[i64], back: u64) -> Fixtur
     }
     let version = Arc::new(Version { ts: Ts(ts), segments, damage: None });
     let at = ts.saturating_sub(back);
-    let view = ReadView { version, schema, ts: Ts(at), expired: Ts::ZERO };
+    let budget = crate::budget::Budget::new(1 << 30);
+    let view = ReadView { version, schema, ts: Ts(at), expired: Ts::ZERO, budget };
     let model = model.into_iter().flatten().collect();
     Fixture { view, model, source, _dir: dir }
 }

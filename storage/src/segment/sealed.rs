@@ -12,6 +12,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_array::{Array, ArrayRef};
 use arrow_buffer::{Buffer, ScalarBuffer};
+use arrow_data::ArrayData;
 use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::{FileDecoder, read_footer_length};
 use arrow_ipc::{Block, MetadataVersion, root_as_footer};
@@ -380,6 +381,16 @@ impl Layout {
         Ok(Arc::clone(batch.column(0)))
     }
 
+    /// Where in the file a column begins that was decoded in place.
+    fn offset_of(&self, column: &ArrayData) -> Option<usize> {
+        let file = self.bytes.as_ptr().addr();
+        let nulls = column.nulls().map(|nulls| nulls.buffer().as_ptr());
+        let own = column.buffers().iter().map(|buffer| buffer.as_ptr()).chain(nulls);
+        let own = own.filter_map(|at| at.addr().checked_sub(file));
+        let inner = column.child_data().iter().filter_map(|child| self.offset_of(child));
+        own.chain(inner).filter(|at| *at < self.bytes.len()).min()
+    }
+
     /// Decodes and verifies a column.
     fn column(&self, at: usize, rows: usize) -> Result<ArrayRef, String> {
         let name = self.schema.field(at).name();
@@ -394,8 +405,8 @@ impl Layout {
         match self.checksums.get(name) {
             Some(expected) if *expected == crc => Ok(column),
             expected => Err(format!(
-                "column `{name}` (body at offset {}) has checksum {crc}, the footer says {}",
-                self.body_start,
+                "offset {}: column `{name}` has checksum {crc}, the footer says {}",
+                self.offset_of(&column.to_data()).unwrap_or(self.body_start),
                 expected.map_or("nothing", String::as_str)
             )),
         }

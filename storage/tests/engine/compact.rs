@@ -113,6 +113,28 @@ async fn small_segments_are_merged_without_being_asked_and_large_ones_left_alone
 }
 
 #[tokio::test]
+async fn on_a_full_disk_only_merges_that_free_space_are_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, collection) = open_with(by_hand(dir.path())).await;
+    for round in 0..2 {
+        insert(&collection, (0..100).map(|i| (i + 100 * round, i))).await;
+        engine.flush(collection.id()).await.unwrap();
+    }
+    let free = engine.disk_space().unwrap().free;
+    engine.shutdown().await;
+    drop((engine, collection));
+    let options = Options { disk_reserve_bytes: 2 * free, ..by_hand(dir.path()) };
+    let engine = Engine::open(options).await.unwrap();
+    let collection = find(&engine, "items");
+    let failure = compact(&engine, &collection).await.failure.unwrap();
+    assert!(failure.contains("are kept back"), "{failure}");
+    assert_eq!(sealed(&collection), 2);
+    collection.delete(None, Keys::Int((0..50).collect())).await.unwrap();
+    assert_eq!(compact(&engine, &collection).await.failure, None);
+    assert_eq!((sealed(&collection), content(&collection).len()), (1, 150));
+}
+
+#[tokio::test]
 async fn deleted_rows_leave_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, collection) = open_with(by_hand(dir.path())).await;
@@ -226,6 +248,7 @@ async fn rows_past_their_time_are_gone_at_once_and_leave_the_disk() {
     let expected: Vec<(i64, i64)> = (0..5).chain(100..200).map(|i| (i, 1)).collect();
     assert_eq!(content(&collection), map(&expected));
     assert_eq!(content_of(&collection.view_at(early), None), map(&[]));
+    assert_eq!(collection.stats().rows, 105, "what has expired does not count");
     assert_eq!(content_of(&collection.view_at(Ts::MAX), None).len(), 105);
     compact(&engine, &collection).await;
     assert_eq!(content(&collection), map(&expected));

@@ -113,6 +113,12 @@ async fn a_changed_byte_anywhere_is_found_and_named_or_does_not_matter() {
             let report = deep(dir.path());
             let named = |path: &Path| report.findings.iter().all(|f| path.starts_with(&f.path));
             assert!(named(&path), "byte {at} of {name}: {report:?}");
+            for finding in report.findings.iter().filter(|f| f.problem.contains(": column `")) {
+                let from = finding.problem.trim_start_matches("offset ").split(':').next();
+                let from: usize = from.unwrap().parse().unwrap();
+                // The longest column of 200 rows.
+                assert!((from..from + 4_096).contains(&at), "byte {at}: {}", finding.problem);
+            }
             if report.findings.is_empty() {
                 let copy = tempfile::tempdir().unwrap();
                 copy_dir(dir.path(), copy.path());
