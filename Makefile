@@ -7,6 +7,8 @@
 #   make bench    indexes and node beside their peers, into docs/benchmarks (15 minutes)
 #   make kernels  the benchmarks of the index crate
 #   make baselines  write anew what recall is tested against
+#   make bench-embed  the embedding engine beside onnxruntime and torch (PYTHON with both)
+#   make check-cuda   compile the GPU build with PyPI's CUDA wheels, on a machine without a GPU
 #   make soak     a long mixed run with kills: SEED=7 HOURS=2
 #   make help     this list
 
@@ -23,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench bench-data kernels baselines soak build venv models fmt clippy doc deny rust-test python-test clean
+.PHONY: help demo test check bench bench-data bench-embed check-cuda kernels baselines soak build venv models fmt clippy doc deny rust-test python-test clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +36,14 @@ demo: build venv models
 test: check build rust-test python-test
 
 check: fmt clippy doc deny
+
+check-cuda:
+	deploy/check_cuda.sh
+
+# Random weights of BGE-M3's size: half an hour, and 4 GB below target/bench-embed.
+bench-embed:
+	cargo build --release --workspace --example compare
+	$(PYTHON) embed/benches/compare.py
 
 # What is measured, and how: bench/__main__.py. BENCH has its options.
 bench: bench-data

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::Deserialize;
+
 /// How a [`crate::ModelStore`] finds and runs models.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -10,6 +12,8 @@ pub struct Options {
     pub dirs: Vec<PathBuf>,
     /// Threads of the forward pass; 0 takes one per core.
     pub threads: usize,
+    /// Where models run.
+    pub device: Device,
     /// The numbers in which models run.
     pub precision: Precision,
     /// Most tokens in one forward pass (a single longer text still runs, alone); 0 lets the
@@ -28,6 +32,7 @@ impl Default for Options {
         Self {
             dirs: Vec::new(),
             threads: 0,
+            device: Device::Auto,
             precision: Precision::Auto,
             max_batch_tokens: 0,
             queue_bytes: 64 << 20,
@@ -36,16 +41,66 @@ impl Default for Options {
     }
 }
 
+/// Where the layers of a model run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Device {
+    /// The first GPU, if the binary was built for GPUs and there is one that can run the model;
+    /// otherwise the CPU.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The NVIDIA GPU of this number.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().ok().map(Self::Cuda);
+        let device = match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            other => other.strip_prefix("cuda:").and_then(number),
+        };
+        device.ok_or_else(|| format!("unknown device `{text}`, expected auto, cpu or cuda:N"))
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
 /// The numbers in which the layers of an encoder run. Softmax, norms, pooling and heads are
 /// always in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum Precision {
-    /// The engine chooses: f32.
+    /// The engine chooses: f32 on a CPU, f16 on a GPU.
     #[default]
     Auto,
     /// 32 bits, as the reference libraries.
     F32,
-    /// Weights and activations of eight bits: faster and smaller, and not quite as exact.
+    /// 16 bits with sums in 32; on a GPU only.
+    F16,
+    /// Weights and activations of eight bits; on a CPU only: faster and smaller, and not quite as exact.
     Int8,
 }
 
@@ -55,6 +110,7 @@ impl Precision {
         match self {
             Self::Auto => "auto",
             Self::F32 => "f32",
+            Self::F16 => "f16",
             Self::Int8 => "int8",
         }
     }
@@ -105,6 +161,8 @@ pub enum Mode {
     /// Documents to be stored. Waits behind searches.
     #[default]
     Insert,
+    /// Documents that a search waits for.
+    Rerank,
     /// Questions. Served before inserts.
     Search,
 }
@@ -128,6 +186,8 @@ pub struct EmbedRequest {
     pub dim: Option<usize>,
     /// Refuses a text that is longer than the length instead of cutting it.
     pub refuse_longer: bool,
+    /// Leaves the dense vectors as long as they come, also where the model normalises them.
+    pub unnormalized: bool,
 }
 
 impl EmbedRequest {
@@ -144,6 +204,8 @@ pub struct Embeddings {
     pub dense: Option<Vec<f32>>,
     /// Width of a dense row (0 if not asked for).
     pub dim: usize,
+    /// Width of a token vector (0 if not asked for).
+    pub colbert_dim: usize,
     /// Per text: token id and weight, ascending ids, weights > 0.
     pub sparse: Option<Vec<Vec<(u32, f32)>>>,
     /// Per text: `(tokens - 1) × colbert_dim`, row-major, each row L2-normalised.
@@ -163,6 +225,8 @@ pub struct RerankRequest {
     pub normalize: bool,
     /// Most tokens of a query-document pair, specials included; `None` takes the model's own.
     pub max_length: Option<usize>,
+    /// Refuses a pair that is longer than the length instead of cutting it.
+    pub refuse_longer: bool,
 }
 
 /// What a model folder holds, read from its small files only.
@@ -176,6 +240,8 @@ pub struct ModelSpec {
     pub architecture: String,
     /// Width of the dense vector, if the model gives one.
     pub dense_dim: Option<usize>,
+    /// Whether its dense vectors are one long.
+    pub normalized: bool,
     /// Bound of the sparse ids (vocabulary size), if the model gives sparse vectors.
     pub sparse_dim: Option<u32>,
     /// Whether the model gives one vector per token.
@@ -208,6 +274,8 @@ impl ModelSpec {
 pub struct ModelInfo {
     /// What it is.
     pub spec: ModelSpec,
+    /// Where it runs.
+    pub device: Device,
     /// The numbers it runs in.
     pub precision: Precision,
     /// Bytes of its weights in memory.
@@ -227,4 +295,20 @@ pub struct Load {
     pub queued_calls: usize,
     /// Most tokens of the batch that ran last.
     pub batch_tokens: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for device in [Device::Auto, Device::Cpu, Device::Cuda(0), Device::Cuda(3)] {
+            assert_eq!(device.to_string().parse(), Ok(device));
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        for text in ["gpu", "cuda:", "cuda:-1", "cuda:x", ""] {
+            assert!(text.parse::<Device>().unwrap_err().contains("cuda:N"), "{text}");
+        }
+    }
 }

@@ -1,17 +1,19 @@
-//! BERT and XLM-RoBERTa without padding.
+//! BERT, XLM-RoBERTa and GTE without padding.
 //!
 //! A batch is one flat run of tokens with the rows where texts begin; no row is ever computed
-//! that is not a token. The two families differ in two places only: where positions start
-//! (0, or padding index + 1 as fairseq counted them) and the names in their files, which
-//! transformers made equal below a prefix.
+//! that is not a token. BERT and XLM-R differ only in where positions start (0, or one behind the
+//! padding index as fairseq counted them). GTE has no table of positions but turns queries and keys, a gate
+//! in place of the first half of the feed-forward layers, and names of its own.
 //!
 //! This module ends at the last hidden state; what becomes of it is [`crate::heads`].
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 
-use crate::cpu::{Activation, Heads, MAX_INT8_INPUTS, QuantMatrix};
-use crate::folder::EncoderConfig;
-use crate::layers::{LayerNorm, Linear, attention};
+use crate::cpu::{Activation, Heads, MAX_INT8_INPUTS, QuantMatrix, Turns};
+use crate::folder::{EncoderConfig, Form, Rotary};
+#[cfg(feature = "cuda")]
+use crate::gpu;
+use crate::layers::{LayerNorm, Linear, Packing, Rotation, attention, gate};
 use crate::table::Table;
 use crate::weights::Weights;
 use crate::{Error, Precision};
@@ -41,20 +43,37 @@ impl PackedBatch {
         self.bounds.push(self.ids.len());
     }
 
-    /// Rows where texts begin, and the end.
-    pub(crate) fn bounds(&self) -> &[usize] {
-        &self.bounds
+    /// Where its texts are, for the layers that run on `device`.
+    pub(crate) fn packing(&self, device: &Device) -> CandleResult<Packing<'_>> {
+        Packing::new(device, &self.bounds, &self.positions)
     }
+}
+
+/// Where and in which numbers the layers of a model run.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    /// Not `Auto`.
+    pub(crate) precision: Precision,
 }
 
 /// The encoder of one model.
 pub(crate) struct Encoder {
     config: EncoderConfig,
+    place: Place,
     words: Table,
-    positions: Table,
-    types: Table,
+    positions: Positions,
+    types: Option<Table>,
     norm: LayerNorm,
     layers: Vec<Layer>,
+    #[cfg(feature = "cuda")]
+    tables: Option<gpu::Tables>,
+}
+
+/// How tokens know where they are.
+enum Positions {
+    Table(Table),
+    Turns(Rotation),
 }
 
 struct Layer {
@@ -67,27 +86,56 @@ struct Layer {
 }
 
 impl Encoder {
-    /// Reads all weights and packs them for the device, those of the layers as `precision` says.
+    /// Reads all weights and packs them for the device, those of the layers as `place` says.
     ///
     /// # Errors
     /// [`Error::Load`] for a tensor that is missing, of another shape, or damaged.
     pub(crate) fn load(
         weights: &mut Weights,
         config: &EncoderConfig,
-        precision: Precision,
+        place: &Place,
     ) -> Result<Self, Error> {
         let prefix = weights.prefix().to_owned();
         let mut table = |name: &str, rows: usize| {
             weights.table(&format!("{prefix}embeddings.{name}.weight"), [rows, config.hidden])
         };
         let words = table("word_embeddings", config.vocabulary)?;
-        let positions = table("position_embeddings", config.positions)?;
-        let types = table("token_type_embeddings", config.types)?;
-        let norm = layer_norm(weights, &format!("{prefix}embeddings.LayerNorm"), config)?;
+        let positions = match config.form {
+            Form::Bert { positions, .. } => {
+                Positions::Table(table("position_embeddings", positions)?)
+            }
+            Form::Gte { positions, rotary, .. } => {
+                let speeds = speeds(rotary, config.hidden / config.heads);
+                let turns = Turns::new(positions, &speeds);
+                let rotation = Rotation::new(&place.device, turns);
+                Positions::Turns(rotation.map_err(|error| inference(&error))?)
+            }
+        };
+        let types = match config.types {
+            0 => None,
+            types => Some(table("token_type_embeddings", types)?),
+        };
+        let norm = layer_norm(weights, place, &format!("{prefix}embeddings.LayerNorm"), config)?;
         let layers = (0..config.layers)
-            .map(|index| Layer::load(weights, &layer_name(&prefix, index), config, precision))
+            .map(|index| Layer::load(weights, &layer_name(&prefix, index), config, place))
             .collect::<Result<_, _>>()?;
-        Ok(Self { config: config.clone(), words, positions, types, norm, layers })
+        Ok(Self {
+            config: config.clone(),
+            place: place.clone(),
+            #[cfg(feature = "cuda")]
+            tables: tables(place, &words, &positions, types.as_ref())
+                .map_err(|error| inference(&error))?,
+            words,
+            positions,
+            types,
+            norm,
+            layers,
+        })
+    }
+
+    /// Where it runs.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// The encoder's sizes.
@@ -101,17 +149,27 @@ impl Encoder {
     }
 
     /// Hidden states after the last layer, `tokens × hidden`.
-    pub(crate) fn forward(&self, batch: &PackedBatch) -> CandleResult<Tensor> {
-        let bounds = batch.bounds();
+    pub(crate) fn forward(
+        &self,
+        batch: &PackedBatch,
+        packing: &Packing<'_>,
+    ) -> CandleResult<Tensor> {
         let heads =
             Heads { count: self.config.heads, width: self.config.hidden / self.config.heads };
         let mut x = self.norm.forward(&self.embed(batch)?)?;
         for layer in &self.layers {
-            let qkv = layer.query_key_value.forward(&x, Activation::None)?;
-            let context = attention(&qkv, heads, bounds)?;
+            let mut qkv = layer.query_key_value.forward(&x, Activation::None)?;
+            if let Positions::Turns(turns) = &self.positions {
+                qkv = turns.forward(&qkv, heads, packing)?;
+            }
+            let context = attention(&qkv, heads, packing)?;
             let attended = layer.attention_output.forward(&context, Activation::None)?;
             let attended = layer.attention_norm.forward_residual(&attended, &x)?;
-            let inner = layer.up.forward(&attended, Activation::Gelu)?;
+            let inner = if self.config.is_gated() {
+                gate(&layer.up.forward(&attended, Activation::None)?)?
+            } else {
+                layer.up.forward(&attended, Activation::Gelu)?
+            };
             let output = layer.down.forward(&inner, Activation::None)?;
             x = layer.output_norm.forward_residual(&output, &attended)?;
         }
@@ -120,22 +178,36 @@ impl Encoder {
 
     fn embed(&self, batch: &PackedBatch) -> CandleResult<Tensor> {
         let rows = batch.ids.len();
+        #[cfg(feature = "cuda")]
+        if let Some(tables) = &self.tables {
+            // XLM-R has one type, whatever the pair.
+            let first = vec![0; rows];
+            let types = if self.config.types > 1 { &batch.types } else { &first };
+            return tables.rows(&batch.ids, &batch.positions, types);
+        }
         let mut sums = vec![0.0; rows * self.config.hidden];
         self.words.add(&batch.ids, &mut sums)?;
-        // XLM-R has one type, whatever the pair.
-        if self.config.types == 1 {
-            self.types.add(&vec![0; rows], &mut sums)?;
-        } else {
-            self.types.add(&batch.types, &mut sums)?;
+        if let Some(types) = &self.types {
+            // XLM-R has one type, whatever the pair.
+            let first = vec![0; if self.config.types == 1 { rows } else { 0 }];
+            types.add(if first.is_empty() { &batch.types } else { &first }, &mut sums)?;
         }
-        self.positions.add(&batch.positions, &mut sums)?;
+        if let Positions::Table(positions) = &self.positions {
+            positions.add(&batch.positions, &mut sums)?;
+        }
         Tensor::from_vec(sums, (rows, self.config.hidden), &Device::Cpu)
     }
 
     /// Bytes of all weights.
     pub(crate) fn bytes(&self) -> usize {
-        let tables = [&self.words, &self.positions, &self.types];
-        let tables: usize = tables.map(Table::bytes).iter().sum();
+        let positions = match &self.positions {
+            Positions::Table(table) => Some(table),
+            Positions::Turns(_) => None,
+        };
+        let tables = [Some(&self.words), positions, self.types.as_ref()];
+        let tables: usize = tables.into_iter().flatten().map(Table::bytes).sum();
+        #[cfg(feature = "cuda")]
+        let tables = self.tables.as_ref().map_or(tables, gpu::Tables::bytes);
         let layers: usize = self.layers.iter().map(Layer::bytes).sum();
         tables + layers
     }
@@ -146,19 +218,23 @@ impl Layer {
         weights: &mut Weights,
         name: &str,
         config: &EncoderConfig,
-        precision: Precision,
+        place: &Place,
     ) -> Result<Self, Error> {
         let [query_key_value, attention_output, up, down] = layer_shapes(name, config);
         let norm = |weights: &mut Weights, part: &str| {
-            layer_norm(weights, &format!("{name}.{part}.LayerNorm"), config)
+            layer_norm(weights, place, &format!("{name}.{part}"), config)
+        };
+        let [attention_norm, output_norm] = match config.form {
+            Form::Bert { .. } => ["attention.output.LayerNorm", "output.LayerNorm"],
+            Form::Gte { .. } => ["attn_ln", "mlp_ln"],
         };
         Ok(Self {
-            query_key_value: query_key_value.load(weights, precision)?,
-            attention_output: attention_output.load(weights, precision)?,
-            attention_norm: norm(weights, "attention.output")?,
-            up: up.load(weights, precision)?,
-            down: down.load(weights, precision)?,
-            output_norm: norm(weights, "output")?,
+            query_key_value: query_key_value.load(weights, place)?,
+            attention_output: attention_output.load(weights, place)?,
+            attention_norm: norm(weights, attention_norm)?,
+            up: up.load(weights, place)?,
+            down: down.load(weights, place)?,
+            output_norm: norm(weights, output_norm)?,
         })
     }
 
@@ -166,6 +242,26 @@ impl Layer {
         let linear = [&self.query_key_value, &self.attention_output, &self.up, &self.down];
         linear.map(Linear::bytes).iter().sum()
     }
+}
+
+/// The tables on the GPU, if that is the place.
+#[cfg(feature = "cuda")]
+fn tables(
+    place: &Place,
+    words: &Table,
+    positions: &Positions,
+    types: Option<&Table>,
+) -> CandleResult<Option<gpu::Tables>> {
+    if !place.device.is_cuda() {
+        return Ok(None);
+    }
+    let positions = match positions {
+        Positions::Table(table) => Some(table.tensor()?),
+        Positions::Turns(_) => None,
+    };
+    let types = types.map(Table::tensor).transpose()?;
+    let words = words.tensor()?;
+    gpu::Tables::new(&place.device, &words, positions.as_ref(), types.as_ref()).map(Some)
 }
 
 fn layer_name(prefix: &str, index: usize) -> String {
@@ -179,6 +275,7 @@ pub(crate) struct LinearShape {
     parts: Vec<String>,
     inputs: usize,
     outputs: usize,
+    bias: bool,
 }
 
 /// The four linear layers of a layer: query, key and value; the rest of attention; up; down.
@@ -189,15 +286,41 @@ fn layer_shapes(name: &str, config: &EncoderConfig) -> [LinearShape; 4] {
         parts: parts.iter().map(|part| format!("{name}.{part}")).collect(),
         inputs,
         outputs,
+        bias: true,
     };
-    let qkv = ["attention.self.query", "attention.self.key", "attention.self.value"];
     let one = |own: &str, inputs, outputs| shape(own, &[own], inputs, outputs);
-    [
-        shape("attention.self", &qkv, hidden, hidden),
-        one("attention.output.dense", hidden, hidden),
-        one("intermediate.dense", hidden, intermediate),
-        one("output.dense", intermediate, hidden),
-    ]
+    match config.form {
+        Form::Bert { .. } => {
+            let qkv = ["attention.self.query", "attention.self.key", "attention.self.value"];
+            [
+                shape("attention.self", &qkv, hidden, hidden),
+                one("attention.output.dense", hidden, hidden),
+                one("intermediate.dense", hidden, intermediate),
+                one("output.dense", intermediate, hidden),
+            ]
+        }
+        Form::Gte { packed, .. } => {
+            let qkv = ["attention.q_proj", "attention.k_proj", "attention.v_proj"];
+            [
+                match packed {
+                    true => one("attention.qkv_proj", hidden, 3 * hidden),
+                    false => shape("attention.qkv_proj", &qkv, hidden, hidden),
+                },
+                one("attention.o_proj", hidden, hidden),
+                LinearShape { bias: false, ..one("mlp.up_gate_proj", hidden, 2 * intermediate) },
+                one("mlp.down_proj", intermediate, hidden),
+            ]
+        }
+    }
+}
+
+/// Radians per position of each pair of a head of `width` numbers. A stretched model turns more
+/// slowly: "NTK-aware" scaling with the fixed form of Su (kexue.fm/archives/9706).
+fn speeds(rotary: Rotary, width: usize) -> Vec<f32> {
+    let Rotary { base, stretch } = rotary;
+    let slower = stretch.powf(2.0 / width as f64);
+    let speed = |pair: usize| (base * stretch).powf(-2.0 * pair as f64 / width as f64) / slower;
+    (0..width / 2).map(|pair| speed(pair) as f32).collect()
 }
 
 /// All linear layers of an encoder.
@@ -216,9 +339,9 @@ impl LinearShape {
         (self.inputs, self.parts.len() * self.outputs)
     }
 
-    fn load(&self, weights: &mut Weights, precision: Precision) -> Result<Linear, Error> {
+    fn load(&self, weights: &mut Weights, place: &Place) -> Result<Linear, Error> {
         let bias = self.bias(weights)?;
-        if precision == Precision::Int8 && self.is_quantized() {
+        if place.precision == Precision::Int8 && self.is_quantized() {
             let ready = weights.int8(&self.name, &bias, self.inputs)?;
             let matrix = match ready {
                 Some(matrix) => matrix,
@@ -226,7 +349,8 @@ impl LinearShape {
             };
             return Ok(Linear::Int8(matrix));
         }
-        Ok(Linear::new(&self.matrix(weights)?, Some(&bias), self.inputs))
+        Linear::new(&place.device, &self.matrix(weights)?, Some(&bias), self.inputs)
+            .map_err(|error| inference(&error))
     }
 
     /// Whether the layer is narrow enough for eight bits.
@@ -253,6 +377,9 @@ impl LinearShape {
     }
 
     fn bias(&self, weights: &mut Weights) -> Result<Vec<f32>, Error> {
+        if !self.bias {
+            return Ok(vec![0.0; self.parts.len() * self.outputs]);
+        }
         let mut bias = Vec::with_capacity(self.parts.len() * self.outputs);
         for part in &self.parts {
             bias.extend(weights.read(&format!("{part}.bias"), &[self.outputs])?);
@@ -264,18 +391,20 @@ impl LinearShape {
 /// Reads a linear layer of a head, with bias, under its full name.
 pub(crate) fn linear(
     weights: &mut Weights,
+    place: &Place,
     name: &str,
     inputs: usize,
     outputs: usize,
 ) -> Result<Linear, Error> {
     let matrix = weights.read(&format!("{name}.weight"), &[outputs, inputs])?;
     let bias = weights.read(&format!("{name}.bias"), &[outputs])?;
-    Ok(Linear::new(&matrix, Some(&bias), inputs))
+    Linear::new(&place.device, &matrix, Some(&bias), inputs).map_err(|error| inference(&error))
 }
 
 /// Reads a layer norm under its full name.
 pub(crate) fn layer_norm(
     weights: &mut Weights,
+    place: &Place,
     name: &str,
     config: &EncoderConfig,
 ) -> Result<LayerNorm, Error> {
@@ -284,10 +413,16 @@ pub(crate) fn layer_norm(
         |names: [String; 2]| weights.read_either([&names[0], &names[1]], &[config.hidden]);
     let gamma = read(names("weight", "gamma"))?;
     let beta = read(names("bias", "beta"))?;
-    Ok(LayerNorm { gamma, beta, eps: config.norm_eps })
+    LayerNorm::new(&place.device, gamma, beta, config.norm_eps).map_err(|error| inference(&error))
 }
 
 /// A failure of a tensor operation.
 pub(crate) fn inference(error: &candle_core::Error) -> Error {
-    Error::Inference(error.to_string())
+    /// What the driver calls it, and what cuBLAS does.
+    const OUT_OF_MEMORY: [&str; 3] = ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED"];
+    let text = error.to_string();
+    if OUT_OF_MEMORY.iter().any(|name| text.contains(name)) {
+        return Error::DeviceMemory(text);
+    }
+    Error::Inference(text)
 }

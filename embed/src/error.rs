@@ -69,6 +69,9 @@ pub enum Error {
     /// The forward pass failed; other calls are not affected.
     #[error("inference failed: {0}")]
     Inference(String),
+    /// The device has no memory for a text; shorter ones may still fit.
+    #[error("the device has not enough memory: {0}")]
+    DeviceMemory(String),
     /// The store was closed while the call was waiting.
     #[error("the embedding engine is shut down")]
     Closed,

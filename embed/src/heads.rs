@@ -1,15 +1,15 @@
 //! From hidden states to what a caller asked for.
 //!
 //! Each head follows its reference exactly: sentence-transformers' pooling, FlagEmbedding's
-//! three BGE-M3 outputs, SPLADE's `max log(1 + relu)`, transformers' classification heads. All
-//! sums run in f32 or wider.
+//! three BGE-M3 outputs, GTE's term weights, SPLADE's `max log(1 + relu)`, transformers'
+//! classification heads. All sums run in f32 or wider.
 
 use candle_core::{IndexOp, Result as CandleResult, Tensor};
 
 use crate::cpu::{Activation, l2_normalize};
-use crate::encoder::{Encoder, inference, layer_norm, linear};
-use crate::folder::{Classifier, Folder, HeadConfig, Pooling};
-use crate::layers::{LayerNorm, Linear, LinearMax};
+use crate::encoder::{Encoder, Place, inference, layer_norm, linear};
+use crate::folder::{Classifier, Folder, HeadConfig, Pooling, Projection, TokenHeads};
+use crate::layers::{LayerNorm, Linear, LinearMax, Packing, flat, pool};
 use crate::tokenizer::Specials;
 use crate::weights::Weights;
 use crate::{Error, Outputs};
@@ -17,6 +17,7 @@ use crate::{Error, Outputs};
 /// What one text (or pair) gave; a part is there if it was asked for.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Encoded {
+    /// As the model gives it: not normalised.
     pub(crate) dense: Option<Vec<f32>>,
     pub(crate) sparse: Option<Vec<(u32, f32)>>,
     pub(crate) colbert: Option<Vec<f32>>,
@@ -26,10 +27,19 @@ pub(crate) struct Encoded {
 
 /// The head of one model.
 pub(crate) enum Head {
-    Pooled { pooling: Pooling, normalize: bool },
-    M3 { sparse: Linear, colbert: Linear, dropped: Vec<u32> },
+    Vectors(Box<Vectors>),
     Splade { transform: Linear, norm: LayerNorm, decoder: LinearMax },
     Classifier { dense: Linear, output: Linear },
+}
+
+/// Makes one dense vector, and from single tokens what the model has heads for.
+pub(crate) struct Vectors {
+    pooling: Pooling,
+    projection: Option<(Linear, Activation)>,
+    sparse: Option<Linear>,
+    colbert: Option<Linear>,
+    /// Ids that have no term weight.
+    dropped: Vec<u32>,
 }
 
 impl Head {
@@ -41,27 +51,44 @@ impl Head {
         specials: &Specials,
     ) -> Result<Self, Error> {
         let hidden = folder.encoder.hidden;
-        match folder.head {
-            HeadConfig::Pooled { pooling, normalize } => Ok(Self::Pooled { pooling, normalize }),
-            HeadConfig::M3 => {
+        let place = encoder.place();
+        match &folder.head {
+            HeadConfig::Vectors { dense, tokens } => {
                 let dir = &folder.spec.dir;
-                let read = |file: &str, outputs: usize| {
+                let own = |file: &str, outputs: usize| {
                     let mut weights = Weights::open(&dir.join(file))?;
                     let matrix = weights.read("weight", &[outputs, hidden])?;
                     let bias = weights.read("bias", &[outputs])?;
-                    Ok::<_, Error>(Linear::new(&matrix, Some(&bias), hidden))
+                    Linear::new(&place.device, &matrix, Some(&bias), hidden)
+                        .map_err(|error| inference(&error))
                 };
-                Ok(Self::M3 {
-                    sparse: read("sparse_linear.pt", 1)?,
-                    colbert: read("colbert_linear.pt", hidden)?,
+                let (sparse, colbert) = match tokens {
+                    TokenHeads::None => (None, None),
+                    TokenHeads::M3 => {
+                        (Some(own("sparse_linear.pt", 1)?), Some(own("colbert_linear.pt", hidden)?))
+                    }
+                    TokenHeads::Gte => {
+                        (Some(linear(weights, place, "classifier", hidden, 1)?), None)
+                    }
+                };
+                Ok(Self::Vectors(Box::new(Vectors {
+                    pooling: dense.pooling,
+                    projection: dense
+                        .projection
+                        .as_ref()
+                        .map(|layer| project(layer, place))
+                        .transpose()?,
+                    sparse,
+                    colbert,
                     dropped: specials.without_weight.clone(),
-                })
+                })))
             }
             HeadConfig::Splade => {
                 let vocabulary = folder.encoder.vocabulary;
                 let name = "cls.predictions.transform";
-                let transform = linear(weights, &format!("{name}.dense"), hidden, hidden)?;
-                let norm = layer_norm(weights, &format!("{name}.LayerNorm"), &folder.encoder)?;
+                let transform = linear(weights, place, &format!("{name}.dense"), hidden, hidden)?;
+                let norm =
+                    layer_norm(weights, place, &format!("{name}.LayerNorm"), &folder.encoder)?;
                 let bias = weights.read("cls.predictions.bias", &[vocabulary])?;
                 let own = "cls.predictions.decoder.weight";
                 let matrix = if weights.has(own) {
@@ -87,65 +114,30 @@ impl Head {
                     }
                 };
                 Ok(Self::Classifier {
-                    dense: linear(weights, &dense, hidden, hidden)?,
-                    output: linear(weights, &output, hidden, 1)?,
+                    dense: linear(weights, place, &dense, hidden, hidden)?,
+                    output: linear(weights, place, &output, hidden, 1)?,
                 })
             }
         }
     }
 
-    /// The outputs of every text of a batch. `ids[i]` are the tokens of text `i`, which begin at
-    /// row `bounds[i]` of `hidden`, and `wanted[i]` what was asked of it.
+    /// The outputs of every text of a batch. `ids[i]` are the tokens of text `i`, and `wanted[i]`
+    /// what was asked of it; `packing` says where its rows are in `hidden`.
     pub(crate) fn forward(
         &self,
         hidden: &Tensor,
-        bounds: &[usize],
+        packing: &Packing<'_>,
         ids: &[&[u32]],
         wanted: &[Outputs],
     ) -> CandleResult<Vec<Encoded>> {
         let mut encoded = vec![Encoded::default(); ids.len()];
         match self {
-            Self::Pooled { pooling, normalize } => {
-                let width = hidden.dim(1)?;
-                let rows = flat(hidden)?;
-                for (encoded, bounds) in encoded.iter_mut().zip(bounds.windows(2)) {
-                    let rows = &rows[bounds[0] * width..bounds[1] * width];
-                    let mut dense = match pooling {
-                        Pooling::First => rows[..width].to_vec(),
-                        Pooling::Mean => mean(rows, width),
-                    };
-                    if *normalize {
-                        l2_normalize(&mut dense);
-                    }
-                    encoded.dense = Some(dense);
-                }
-            }
-            Self::M3 { sparse, colbert, dropped } => {
-                let width = hidden.dim(1)?;
-                let weights = flat(&sparse.forward(hidden, Activation::None)?)?;
-                for (index, encoded) in encoded.iter_mut().enumerate() {
-                    let (from, to) = (bounds[index], bounds[index + 1]);
-                    if wanted[index].dense {
-                        let mut dense = flat(&hidden.i(from..from + 1)?)?;
-                        l2_normalize(&mut dense);
-                        encoded.dense = Some(dense);
-                    }
-                    if wanted[index].sparse {
-                        encoded.sparse =
-                            Some(term_weights(ids[index], &weights[from..to], dropped));
-                    }
-                    if wanted[index].colbert {
-                        // <s> has no vector of its own, </s> does.
-                        let rows = hidden.i(from + 1..to)?;
-                        let mut vectors = flat(&colbert.forward(&rows, Activation::None)?)?;
-                        vectors.chunks_exact_mut(width).for_each(l2_normalize);
-                        encoded.colbert = Some(vectors);
-                    }
-                }
+            Self::Vectors(vectors) => {
+                vectors.forward(hidden, packing, ids, wanted, &mut encoded)?;
             }
             Self::Splade { transform, norm, decoder } => {
                 let transformed = norm.forward(&transform.forward(hidden, Activation::Gelu)?)?;
-                let largest = decoder.forward(&transformed, bounds)?;
+                let largest = decoder.forward(&transformed, packing.bounds())?;
                 let vocabulary = largest.dim(1)?;
                 for (encoded, row) in encoded.iter_mut().zip(flat(&largest)?.chunks(vocabulary)) {
                     // log(1 + relu(x)) grows with x, so the maximum may be taken first.
@@ -154,10 +146,7 @@ impl Head {
                 }
             }
             Self::Classifier { dense, output } => {
-                let first: Vec<u32> =
-                    bounds[..ids.len()].iter().map(|&bound| bound as u32).collect();
-                let first = hidden.index_select(&Tensor::new(first, hidden.device())?, 0)?;
-                let pooled = dense.forward(&first, Activation::Tanh)?;
+                let pooled = dense.forward(&pool(hidden, packing, false)?, Activation::Tanh)?;
                 let scores = flat(&output.forward(&pooled, Activation::None)?)?;
                 for (encoded, score) in encoded.iter_mut().zip(scores) {
                     encoded.score = Some(score);
@@ -170,27 +159,75 @@ impl Head {
     /// Bytes of the head's own weights.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Pooled { .. } => 0,
-            Self::M3 { sparse, colbert, .. } => sparse.bytes() + colbert.bytes(),
+            Self::Vectors(vectors) => {
+                let projection = vectors.projection.as_ref().map(|(linear, _)| linear);
+                let parts = [projection, vectors.sparse.as_ref(), vectors.colbert.as_ref()];
+                parts.into_iter().flatten().map(Linear::bytes).sum()
+            }
             Self::Splade { transform, decoder, .. } => transform.bytes() + decoder.bytes(),
             Self::Classifier { dense, output } => dense.bytes() + output.bytes(),
         }
     }
 }
 
-fn flat(tensor: &Tensor) -> CandleResult<Vec<f32>> {
-    tensor.flatten_all()?.to_vec1()
+impl Vectors {
+    fn forward(
+        &self,
+        hidden: &Tensor,
+        packing: &Packing<'_>,
+        ids: &[&[u32]],
+        wanted: &[Outputs],
+        encoded: &mut [Encoded],
+    ) -> CandleResult<()> {
+        let bounds = packing.bounds();
+        if wanted.iter().any(|wanted| wanted.dense) {
+            let pooled = pool(hidden, packing, self.pooling == Pooling::Mean)?;
+            let dense = match &self.projection {
+                Some((linear, activation)) => linear.forward(&pooled, *activation)?,
+                None => pooled,
+            };
+            let width = dense.dim(1)?;
+            for (index, row) in flat(&dense)?.chunks_exact(width).enumerate() {
+                if wanted[index].dense {
+                    encoded[index].dense = Some(row.to_vec());
+                }
+            }
+        }
+        if let Some(sparse) = &self.sparse {
+            let weights = flat(&sparse.forward(hidden, Activation::None)?)?;
+            for (index, encoded) in encoded.iter_mut().enumerate() {
+                if wanted[index].sparse {
+                    let weights = &weights[bounds[index]..bounds[index + 1]];
+                    encoded.sparse = Some(term_weights(ids[index], weights, &self.dropped));
+                }
+            }
+        }
+        if let Some(colbert) = &self.colbert {
+            for (index, encoded) in encoded.iter_mut().enumerate() {
+                if wanted[index].colbert {
+                    // <s> has no vector of its own, </s> does.
+                    let rows = hidden.i(bounds[index] + 1..bounds[index + 1])?;
+                    let vectors = colbert.forward(&rows, Activation::None)?;
+                    let width = vectors.dim(1)?;
+                    let mut vectors = flat(&vectors)?;
+                    vectors.chunks_exact_mut(width).for_each(l2_normalize);
+                    encoded.colbert = Some(vectors);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
-fn mean(rows: &[f32], width: usize) -> Vec<f32> {
-    let mut sums = vec![0.0_f64; width];
-    for row in rows.chunks_exact(width) {
-        for (sum, x) in sums.iter_mut().zip(row) {
-            *sum += f64::from(*x);
-        }
-    }
-    let count = (rows.len() / width) as f64;
-    sums.into_iter().map(|sum| (sum / count) as f32).collect()
+/// The layer behind the pooling.
+fn project(projection: &Projection, place: &Place) -> Result<(Linear, Activation), Error> {
+    let Projection { weights, inputs, outputs, bias, tanh } = projection;
+    let mut weights = Weights::open(weights)?;
+    let matrix = weights.read("linear.weight", &[*outputs, *inputs])?;
+    let bias = if *bias { Some(weights.read("linear.bias", &[*outputs])?) } else { None };
+    let activation = if *tanh { Activation::Tanh } else { Activation::None };
+    let linear = Linear::new(&place.device, &matrix, bias.as_deref(), *inputs);
+    Ok((linear.map_err(|error| inference(&error))?, activation))
 }
 
 /// BGE-M3's lexical weights: per token id the largest positive weight, without the ids that
@@ -216,10 +253,5 @@ mod tests {
         let ids = [0, 9, 5, 9, 7, 2];
         let weights = [3.0, 0.5, 1.0, 0.75, -1.0, 2.0];
         assert_eq!(term_weights(&ids, &weights, &[0, 1, 2, 3]), [(5, 1.0), (9, 0.75)]);
-    }
-
-    #[test]
-    fn the_mean_is_over_the_rows() {
-        assert_eq!(mean(&[1.0, 2.0, 3.0, 6.0], 2), [2.0, 4.0]);
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! store      names, folders, one model in memory per folder, the public calls
+//! late       a question's token vectors against those of texts
 //! folder     config.json and its companions, understood or refused
 //! install    folders that come and go: copied, fetched, published whole, removed
 //! tokenizer  text -> framed token ids            weights   safetensors and (pickle) PyTorch files
@@ -13,6 +14,7 @@
 //! model      tokenizer + encoder + head          encoder   BERT and XLM-R, packed
 //! heads      pooling, BGE-M3, SPLADE, classifier layers    tensor operations -> kernels
 //! cpu        the kernels                         cache     weights converted once
+//! gpu        the same on NVIDIA GPUs (feature `cuda`)
 //! ```
 //!
 //! The engine knows texts and models. It knows no collections, fields or requests of a protocol;
@@ -27,8 +29,11 @@ mod cpu;
 mod encoder;
 mod error;
 mod folder;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod heads;
 mod install;
+mod late;
 mod layers;
 mod mapped;
 mod model;
@@ -40,9 +45,10 @@ mod tokenizer;
 mod weights;
 
 pub use api::{
-    EmbedRequest, Embeddings, Load, Mode, ModelInfo, ModelSpec, Options, Outputs, Precision,
-    RerankRequest,
+    Device, EmbedRequest, Embeddings, Load, Mode, ModelInfo, ModelSpec, Options, Outputs,
+    Precision, RerankRequest,
 };
 pub use error::Error;
 pub use install::{Draft, needed};
-pub use store::ModelStore;
+pub use late::{LateRequest, Weights as LateWeights};
+pub use store::{ModelStore, shorten};

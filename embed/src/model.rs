@@ -6,16 +6,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use crate::answers::Answers;
-use crate::encoder::{Encoder, PackedBatch, inference};
-use crate::folder::Folder;
+use crate::encoder::{Encoder, PackedBatch, Place, inference};
+use crate::folder::{Folder, HeadConfig};
 use crate::heads::{Encoded, Head};
 use crate::tokenizer::{Sequence, TextTokenizer};
-use crate::{Error, ModelInfo, ModelSpec, Options, Outputs, Precision, cache};
+use crate::{Device, Error, ModelInfo, ModelSpec, Options, Outputs, Precision, cache};
 
 /// A model in memory.
 pub(crate) struct Model {
     spec: ModelSpec,
-    precision: Precision,
+    device: Device,
     tokenizer: TextTokenizer,
     encoder: Encoder,
     head: Head,
@@ -34,11 +34,7 @@ pub(crate) struct Item<'a> {
 impl Model {
     /// Reads everything; takes seconds for a large model.
     pub(crate) fn load(folder: &Folder, options: &Options) -> Result<Self, Error> {
-        // Eight bits cost some accuracy, so they are a choice (ADR 8).
-        let precision = match options.precision {
-            Precision::Auto | Precision::F32 => Precision::F32,
-            Precision::Int8 => Precision::Int8,
-        };
+        let (place, device) = place(folder, options)?;
         let spec = folder.spec.clone();
         let tokenizer = TextTokenizer::load(
             &spec.name,
@@ -46,12 +42,12 @@ impl Model {
             folder.encoder.vocabulary,
             folder.lowercase,
         )?;
-        let mut weights = cache::open(folder, precision)?;
-        let encoder = Encoder::load(&mut weights, &folder.encoder, precision)?;
+        let mut weights = cache::open(folder, place.precision)?;
+        let encoder = Encoder::load(&mut weights, &folder.encoder, &place)?;
         let head = Head::load(folder, &mut weights, &encoder, tokenizer.specials())?;
         let answers = Mutex::new(Answers::new(options.cache_bytes));
         let tokens = AtomicU64::new(0);
-        Ok(Self { spec, precision, tokenizer, encoder, head, tokens, answers })
+        Ok(Self { spec, device, tokenizer, encoder, head, tokens, answers })
     }
 
     pub(crate) fn spec(&self) -> &ModelSpec {
@@ -66,7 +62,8 @@ impl Model {
         let bytes = self.encoder.bytes() + self.head.bytes();
         ModelInfo {
             spec: self.spec.clone(),
-            precision: self.precision,
+            device: self.device,
+            precision: self.encoder.place().precision,
             bytes,
             tokens: self.tokens.load(Ordering::Relaxed),
             cache_hits: self.answers().hits(),
@@ -92,14 +89,19 @@ impl Model {
         }
     }
 
-    /// Most tokens of a batch on the CPU.
+    /// Most tokens of a batch.
     ///
-    /// A query waits for the batch that runs, so a batch is what two cores do in about a tenth
+    /// On the CPU a query waits for the batch that runs, so a batch is what two cores do in about a tenth
     /// of a second, within bounds: below 128 tokens the weights are read from memory for too
     /// few rows, and nothing is gained above 4,096.
     pub(crate) fn batch_tokens(&self, threads: usize) -> usize {
         /// Multiply-adds of one core in a tenth of a second, measured with MiniLM.
         const PRODUCTS: usize = 3_000_000_000;
+        /// What keeps a GPU busy; it is over in a few hundredths of a second.
+        const GPU_TOKENS: usize = 16_384;
+        if self.device != Device::Cpu {
+            return GPU_TOKENS;
+        }
         let per_token = self.encoder.config().products_per_token().max(1);
         (PRODUCTS.saturating_mul(threads) / per_token).clamp(128, 4096)
     }
@@ -111,7 +113,8 @@ impl Model {
     pub(crate) fn run(&self, items: &[Item<'_>]) -> Result<Vec<Encoded>, Error> {
         let total: usize = items.iter().map(|item| item.sequence.ids.len()).sum();
         self.tokens.fetch_add(total as u64, Ordering::Relaxed);
-        let shares = shares(items, rayon::current_num_threads());
+        let threads = if self.device == Device::Cpu { rayon::current_num_threads() } else { 1 };
+        let shares = shares(items, threads);
         let encoded: Vec<Vec<Encoded>> = shares
             .par_iter()
             .map(|share| {
@@ -129,16 +132,79 @@ impl Model {
     }
 
     fn run_share(&self, items: &[Item<'_>]) -> Result<Vec<Encoded>, Error> {
-        let first_position = self.encoder.config().first_position;
+        let first_position = self.encoder.config().first_position();
         let mut batch = PackedBatch::new();
         for Item { sequence, .. } in items {
             batch.push(&sequence.ids, sequence.second, first_position);
         }
         let ids: Vec<&[u32]> = items.iter().map(|item| item.sequence.ids.as_slice()).collect();
         let wanted: Vec<Outputs> = items.iter().map(|item| item.outputs).collect();
-        let hidden = self.encoder.forward(&batch).map_err(|error| inference(&error))?;
-        self.head.forward(&hidden, batch.bounds(), &ids, &wanted).map_err(|error| inference(&error))
+        let run = || {
+            let packing = batch.packing(&self.encoder.place().device)?;
+            let hidden = self.encoder.forward(&batch, &packing)?;
+            self.head.forward(&hidden, &packing, &ids, &wanted)
+        };
+        run().map_err(|error| inference(&error))
     }
+}
+
+/// Where a model runs and in which numbers, as the options and the build allow.
+fn place(folder: &Folder, options: &Options) -> Result<(Place, Device), Error> {
+    let name = &folder.spec.name;
+    let refuse = |reason: String| Error::Unsupported(format!("model `{name}`: {reason}"));
+    let on_gpu = match options.device {
+        Device::Cpu => None,
+        Device::Cuda(number) => {
+            let found = open_gpu(folder, number).map_err(|reason| {
+                refuse(format!("the device cuda:{number} cannot run it: {reason}"))
+            })?;
+            Some((found, number))
+        }
+        Device::Auto => match open_gpu(folder, 0) {
+            Ok(found) if options.precision != Precision::Int8 => Some((found, 0)),
+            Ok(_) => None,
+            Err(reason) => {
+                tracing::debug!(model = name, reason, "the model runs on the CPU");
+                None
+            }
+        },
+    };
+    let precision = match (options.precision, &on_gpu) {
+        (Precision::Auto | Precision::F16, Some(_)) => Precision::F16,
+        // Eight bits cost some accuracy, so they are a choice (ADR 8).
+        (Precision::Auto | Precision::F32, None) => Precision::F32,
+        (Precision::Int8, None) => Precision::Int8,
+        (precision, Some(_)) => {
+            return Err(refuse(format!(
+                "on a GPU it runs in f16, {} is asked for",
+                precision.name()
+            )));
+        }
+        (Precision::F16, None) => {
+            return Err(refuse("f16 is for GPUs, and it runs on the CPU".to_owned()));
+        }
+    };
+    let (device, number) = match on_gpu {
+        Some((device, number)) => (device, Device::Cuda(number)),
+        None => (candle_core::Device::Cpu, Device::Cpu),
+    };
+    Ok((Place { device, precision }, number))
+}
+
+/// A GPU, if the build has them, there is one of this number, and it can run the model.
+fn open_gpu(folder: &Folder, number: usize) -> Result<candle_core::Device, String> {
+    if !cfg!(feature = "cuda") {
+        return Err("this binary was built without CUDA (docs/models.md)".to_owned());
+    }
+    if folder.head == HeadConfig::Splade {
+        return Err("SPLADE's maximum over the vocabulary runs on the CPU only".to_owned());
+    }
+    #[cfg(feature = "cuda")]
+    if !crate::gpu::has_width(folder.encoder.hidden / folder.encoder.heads) {
+        let width = folder.encoder.hidden / folder.encoder.heads;
+        return Err(format!("its heads are {width} wide, which the kernels do not know"));
+    }
+    candle_core::Device::new_cuda(number).map_err(|error| error.to_string())
 }
 
 /// Deals texts out to threads, longest first, each to the share with the fewest tokens.

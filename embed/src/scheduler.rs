@@ -5,10 +5,12 @@
 //! freely and a batch costs what its tokens cost. Searches go before inserts, but inserts that have waited get
 //! every so often a batch of their own. Equal texts of a batch run once, and a question that was asked lately not at all. A call whose caller has
 //! gone is dropped. A batch that fails is run again call by call, so that one bad call, or a
-//! panic, costs no other.
+//! panic, costs no other; one for which the device has no memory is run again with half of the
+//! tokens, and so are those after it.
 //!
 //! This module knows calls and budgets. It does not know tokenizers, heads or folders.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -86,7 +88,8 @@ impl Scheduler {
         let (queue, calls) = bounded(MAX_CALLS);
         let waiting = Arc::<Waiting>::default();
         let shared = Arc::clone(&waiting);
-        let worker = Worker { pool, batch_tokens: options.max_batch_tokens, waiting: shared };
+        let batch_tokens = options.max_batch_tokens;
+        let worker = Worker { pool, batch_tokens, halvings: Cell::new(0), waiting: shared };
         std::thread::Builder::new()
             .name("embed-scheduler".to_owned())
             .spawn(move || worker.work(&calls))
@@ -159,6 +162,8 @@ struct Worker {
     pool: ThreadPool,
     /// Tokens of a batch; 0 asks the model.
     batch_tokens: usize,
+    /// How often the device had no memory for that many.
+    halvings: Cell<u32>,
     waiting: Arc<Waiting>,
 }
 
@@ -197,10 +202,16 @@ impl Worker {
             0 => front.model.batch_tokens(self.pool.current_num_threads()),
             tokens => tokens,
         };
+        let budget = budget.checked_shr(self.halvings.get()).unwrap_or(0).max(1);
         self.waiting.batch_tokens.store(budget, Ordering::Relaxed);
         let picks = pick(lane, budget);
         match self.run(lane, &picks) {
             Ok(encoded) => deliver(lane, &picks, encoded),
+            Err(error) if can_halve(&error, &picks) => {
+                self.halvings.set(self.halvings.get() + 1);
+                tracing::warn!(%error, tokens = budget / 2, "batches are made smaller");
+                return;
+            }
             Err(error) if picks.len() == 1 => fail(lane, picks[0].call, error),
             Err(_) => {
                 // From the back, so that a call that fails moves no pick still to come.
@@ -293,6 +304,12 @@ fn pick(lane: &VecDeque<Call>, budget: usize) -> Vec<Pick> {
     picks
 }
 
+/// Whether fewer texts at once may help.
+fn can_halve(error: &Error, picks: &[Pick]) -> bool {
+    let texts: usize = picks.iter().map(|pick| pick.texts).sum();
+    matches!(error, Error::DeviceMemory(_)) && texts > 1
+}
+
 fn deliver(lane: &mut VecDeque<Call>, picks: &[Pick], encoded: Vec<Encoded>) {
     let mut encoded = encoded.into_iter();
     for pick in picks {
@@ -332,7 +349,7 @@ impl Lanes {
 
     fn push(&mut self, call: Call) {
         match call.mode {
-            Mode::Search => self.search.push_back(call),
+            Mode::Search | Mode::Rerank => self.search.push_back(call),
             Mode::Insert => self.insert.push_back(call),
         }
     }
@@ -361,7 +378,7 @@ impl Lanes {
             self.insert_served = now;
         }
         Some(match turn {
-            Mode::Search => &mut self.search,
+            Mode::Search | Mode::Rerank => &mut self.search,
             Mode::Insert => &mut self.insert,
         })
     }
@@ -396,7 +413,7 @@ mod tests {
 
     fn worker() -> Worker {
         let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        Worker { pool, batch_tokens: 100, waiting: Arc::default() }
+        Worker { pool, batch_tokens: 100, halvings: Cell::new(0), waiting: Arc::default() }
     }
 
     /// A call of texts with these many tokens each, all of id `id`.
@@ -523,5 +540,23 @@ mod tests {
         drop(first);
         assert!(scheduler.reserve(40).is_ok());
         assert!(matches!(scheduler.reserve(101), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn a_batch_without_memory_is_halved_until_one_text_is_left() {
+        let memory = Error::DeviceMemory("CUDA_ERROR_OUT_OF_MEMORY".to_owned());
+        let pick = |texts| Pick { call: 0, texts };
+        assert!(can_halve(&memory, &[pick(1), pick(1)]) && can_halve(&memory, &[pick(2)]));
+        assert!(!can_halve(&memory, &[pick(1)]));
+        assert!(!can_halve(&Error::Inference("nan".to_owned()), &[pick(2)]));
+        let candle = candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY)".to_owned());
+        assert!(matches!(crate::encoder::inference(&candle), Error::DeviceMemory(_)));
+
+        let (model, worker) = (model(), worker());
+        worker.halvings.set(3);
+        let (call, _answer) = call(&model, 7, &[5, 5, 5, 5]);
+        let mut lane = VecDeque::from([call]);
+        worker.step(&mut lane);
+        assert_eq!(lane[0].encoded.len(), 2, "an eighth of 100 tokens has room for two texts");
     }
 }

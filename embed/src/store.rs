@@ -95,7 +95,16 @@ impl ModelStore {
     /// when too much is waiting, and [`Error::Tokenize`], [`Error::Inference`] or
     /// [`Error::Closed`] when the run itself fails.
     pub async fn embed(&self, model: &str, request: EmbedRequest) -> Result<Embeddings, Error> {
-        let EmbedRequest { texts, outputs, mode, max_length, prompt, dim, refuse_longer } = request;
+        let EmbedRequest {
+            texts,
+            outputs,
+            mode,
+            max_length,
+            prompt,
+            dim,
+            refuse_longer,
+            unnormalized,
+        } = request;
         let bytes = queued_bytes(&texts)?;
         let count = texts.len();
         let name = model.to_owned();
@@ -103,7 +112,7 @@ impl ModelStore {
             let spec = &slot.folder.spec;
             let max_length = length(spec, max_length, LEAST_TEXT)?;
             let declared = match mode {
-                Mode::Insert => &spec.insert_prompt,
+                Mode::Insert | Mode::Rerank => &spec.insert_prompt,
                 Mode::Search => &spec.search_prompt,
             };
             let prompt = prompt.as_deref().unwrap_or(declared);
@@ -111,14 +120,7 @@ impl ModelStore {
                 if !refuse_longer {
                     return model.tokenizer().text(prompt, text, max_length);
                 }
-                let whole = model.tokenizer().whole(prompt, text)?;
-                if whole.ids.len() <= max_length {
-                    return Ok(whole);
-                }
-                Err(Error::Invalid(format!(
-                    "a text has {} tokens, {max_length} are allowed",
-                    whole.ids.len()
-                )))
+                fits(model.tokenizer().whole(prompt, text)?, max_length)
             };
             let sequences: Vec<Sequence> = texts.iter().map(tokenize).collect::<Result<_, _>>()?;
             check_output_size(spec, outputs, &sequences)?;
@@ -130,7 +132,20 @@ impl ModelStore {
         };
         let job = self.run(name, bytes, mode, outputs, check, prepare).await?;
         let Ran { spec, tokens, encoded } = job;
-        Ok(collect(&spec, outputs, dim, tokens, encoded, count))
+        let normalize = spec.normalized && !unnormalized;
+        let mut found = collect(&spec, outputs, tokens, encoded, count);
+        if let (Some(dense), Some(cut)) = (&mut found.dense, dim.filter(|dim| *dim < found.dim)) {
+            // A vector that was cut is made one long again, whatever its model does.
+            *dense = if unnormalized {
+                dense.chunks_exact(found.dim).flat_map(|row| &row[..cut]).copied().collect()
+            } else {
+                shorten(dense, found.dim, cut)
+            };
+            found.dim = cut;
+        } else if let (Some(dense), true) = (&mut found.dense, normalize) {
+            dense.chunks_exact_mut(found.dim.max(1)).for_each(l2_normalize);
+        }
+        Ok(found)
     }
 
     /// Scores documents against a query with a cross-encoder, in the order given: higher is
@@ -142,13 +157,22 @@ impl ModelStore {
     /// # Errors
     /// As [`ModelStore::embed`]; [`Error::Unsupported`] if the model is no re-ranker.
     pub async fn rerank(&self, model: &str, request: RerankRequest) -> Result<Vec<f32>, Error> {
-        let RerankRequest { query, docs, normalize, max_length } = request;
+        let RerankRequest { query, docs, normalize, max_length, refuse_longer } = request;
         let bytes = queued_bytes(std::slice::from_ref(&query))? + queued_bytes(&docs)?;
         let name = model.to_owned();
         let prepare = move |slot: &Slot, model: &Model| {
             let max_length = length(&slot.folder.spec, max_length, LEAST_PAIR)?;
-            let query = model.tokenizer().query(&query, max_length)?;
-            let pair = |doc: &String| model.tokenizer().pair(&query, doc, max_length);
+            let tokenizer = model.tokenizer();
+            if refuse_longer {
+                let query = tokenizer.query(&query, usize::MAX)?;
+                let pair = |doc: &String| {
+                    let pair = tokenizer.pair(&query, doc, usize::MAX)?;
+                    fits(pair, max_length)
+                };
+                return docs.iter().map(pair).collect();
+            }
+            let query = tokenizer.query(&query, max_length)?;
+            let pair = |doc: &String| tokenizer.pair(&query, doc, max_length);
             docs.iter().map(pair).collect()
         };
         let check = |spec: &ModelSpec| match spec.reranker {
@@ -471,6 +495,17 @@ fn queued_bytes(texts: &[String]) -> Result<usize, Error> {
     Ok(texts.iter().map(|text| text.len() + TEXT_OVERHEAD_BYTES).sum())
 }
 
+/// The sequence, if it is not longer than the length.
+fn fits(sequence: Sequence, max_length: usize) -> Result<Sequence, Error> {
+    if sequence.ids.len() <= max_length {
+        return Ok(sequence);
+    }
+    Err(Error::Invalid(format!(
+        "a text has {} tokens, {max_length} are allowed",
+        sequence.ids.len()
+    )))
+}
+
 /// The length of a request, or the model's own.
 fn length(spec: &ModelSpec, asked: Option<usize>, least: usize) -> Result<usize, Error> {
     let length = asked.unwrap_or(spec.max_length);
@@ -546,27 +581,33 @@ fn check_output_size(
     )))
 }
 
+/// The first `dim` numbers of each row of `width`, made one long again: what models that were
+/// trained for it (Matryoshka representation learning, Kusupati et al. 2022) allow.
+pub fn shorten(rows: &[f32], width: usize, dim: usize) -> Vec<f32> {
+    let mut short = Vec::with_capacity(rows.len() / width.max(1) * dim);
+    for row in rows.chunks_exact(width.max(1)) {
+        let from = short.len();
+        short.extend_from_slice(&row[..dim.min(width)]);
+        l2_normalize(&mut short[from..]);
+    }
+    short
+}
+
 fn collect(
     spec: &ModelSpec,
     outputs: Outputs,
-    asked: Option<usize>,
     tokens: usize,
     encoded: Vec<Encoded>,
     count: usize,
 ) -> Embeddings {
-    let dim = if outputs.dense { asked.or(spec.dense_dim).unwrap_or(0) } else { 0 };
-    let shortened = spec.dense_dim.is_some_and(|whole| dim < whole);
+    let whole = spec.dense_dim.unwrap_or(0);
+    let dim = if outputs.dense { whole } else { 0 };
     let mut dense = outputs.dense.then(|| Vec::with_capacity(count * dim));
     let mut sparse = outputs.sparse.then(|| Vec::with_capacity(count));
     let mut colbert = outputs.colbert.then(|| Vec::with_capacity(count));
     for one in encoded {
         if let Some(dense) = &mut dense {
-            let mut row = one.dense.unwrap_or_default();
-            if shortened {
-                row.truncate(dim);
-                l2_normalize(&mut row);
-            }
-            dense.extend(row);
+            dense.extend(one.dense.unwrap_or_default());
         }
         if let Some(sparse) = &mut sparse {
             sparse.push(one.sparse.unwrap_or_default());
@@ -575,5 +616,6 @@ fn collect(
             colbert.push(one.colbert.unwrap_or_default());
         }
     }
-    Embeddings { dense, dim, sparse, colbert, tokens }
+    let colbert_dim = if outputs.colbert { whole } else { 0 };
+    Embeddings { dense, dim, colbert_dim, sparse, colbert, tokens }
 }

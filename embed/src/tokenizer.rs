@@ -96,7 +96,9 @@ impl TextTokenizer {
     /// FlagEmbedding leaves room for the document.
     pub(crate) fn query(&self, query: &str, max_length: usize) -> Result<Vec<u32>, Error> {
         let frame: usize = self.specials.pair.iter().map(Vec::len).sum();
-        self.pieces(query, (max_length * 3 / 4).min(max_length.saturating_sub(frame)))
+        let most =
+            (max_length / 4 * 3 + max_length % 4 * 3 / 4).min(max_length.saturating_sub(frame));
+        self.pieces(query, most)
     }
 
     /// A query and a document in their frame, at most `max_length` ids; only the document is cut.

@@ -183,6 +183,8 @@ pub struct Providers {
 pub struct Models {
     /// Threads of one inference; 0 means one per core.
     pub threads: usize,
+    /// Where they run.
+    pub device: elanus_embed::Device,
     /// The numbers in which they run.
     pub precision: Precision,
     /// Tokens in one forward pass; 0 lets the engine choose.
@@ -205,6 +207,8 @@ pub enum Precision {
     Auto,
     /// 32 bits.
     F32,
+    /// 16 bits, on a GPU.
+    F16,
     /// Eight bits.
     Int8,
 }
@@ -214,6 +218,7 @@ impl From<Precision> for elanus_embed::Precision {
         match precision {
             Precision::Auto => Self::Auto,
             Precision::F32 => Self::F32,
+            Precision::F16 => Self::F16,
             Precision::Int8 => Self::Int8,
         }
     }
@@ -359,6 +364,7 @@ impl Config {
         elanus_embed::Options {
             dirs: self.model_dirs(),
             threads: self.models.threads,
+            device: self.models.device,
             precision: self.models.precision.into(),
             max_batch_tokens: self.models.max_batch_tokens,
             queue_bytes: self.models.queue_bytes,

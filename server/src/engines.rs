@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use elanus_embed::{EmbedRequest, Embeddings, Mode, ModelStore, RerankRequest};
+use elanus_embed::{
+    EmbedRequest, Embeddings, LateRequest, LateWeights, Mode, ModelStore, RerankRequest,
+};
 use elanus_remote::{Embedding, Providers, Purpose, Rerank};
 
 use crate::status::Failure;
@@ -26,7 +28,7 @@ impl fmt::Display for Source {
 }
 
 /// What a re-ranker's scores come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Judge {
     /// A cross-encoder of the model store, by name.
     Model {
@@ -34,6 +36,13 @@ pub enum Judge {
         name: String,
         /// Scores through a sigmoid instead of raw logits.
         normalize: bool,
+    },
+    /// A model of the model store, by the vectors of tokens.
+    TokenVectors {
+        /// Its name.
+        name: String,
+        /// What its scores count.
+        weights: LateWeights,
     },
     /// A provider.
     Provider(Box<Rerank>),
@@ -62,7 +71,7 @@ impl Engines<'_> {
             Source::Model(name) => Ok(self.models.embed(name, request).await?),
             Source::Provider(embedding) => {
                 let purpose = match request.mode {
-                    Mode::Insert => Purpose::Insert,
+                    Mode::Insert | Mode::Rerank => Purpose::Insert,
                     Mode::Search => Purpose::Search,
                 };
                 let texts = request.texts;
@@ -92,6 +101,10 @@ impl Engines<'_> {
                     ..RerankRequest::default()
                 };
                 Ok(self.models.rerank(name, request).await?)
+            }
+            Judge::TokenVectors { name, weights } => {
+                let request = LateRequest { query, docs, weights: *weights, max_length: None };
+                Ok(self.models.late_interaction(name, request).await?)
             }
             Judge::Provider(rerank) => Ok(self.providers.rerank(rerank, &query, &docs).await?),
         }

@@ -193,6 +193,7 @@ impl From<elanus_embed::Error> for Failure {
             Error::ModelNotFound { .. }
             | Error::Load { .. }
             | Error::Tokenize { .. }
+            | Error::DeviceMemory(_)
             | Error::Inference(_) => {
                 Self::new(Code::FunctionFailed, format!("{}: {text}", Code::FunctionFailed))
             }

@@ -319,6 +319,44 @@ def test_a_model_ranks_hits_as_the_reference_does(client, passages):
     np.testing.assert_allclose([h.distance for h in hits], np.array(scores)[order], atol=TOLERANCE)
 
 
+def test_token_vectors_rank_hits_as_the_reference_does(client, name, golden):
+    """Late interaction as a second stage: BGE-M3's own weighted sum, or one part of it."""
+    scores = golden["scores_0.4_0.2_0.4"]
+    create(client, name, schema(KEY, FIELDS[1], vector(2)), ("v", "FLAT", "L2"))
+    passages = list(dict.fromkeys(passage for _, passage in scores["pairs"] if passage))
+    client.insert(name, [{"id": i, "text": text, "v": [i, 0]} for i, text in enumerate(passages)])
+    for pair, (query, passage) in enumerate(scores["pairs"]):
+        if not query or not passage:
+            continue
+        for weights, kind in (
+            (None, "colbert+sparse+dense"),
+            ("[0, 0, 1]", "colbert"),
+            ([0, 1, 0], "sparse"),
+        ):
+            given = {} if weights is None else {"weights": weights}
+            late = reranker(query, reranker="colbert", model_name="BAAI/bge-m3", **given)
+            hits = client.search(name, [[0, 0]], limit=len(passages), ranker=late)[0]
+            distances = [hit.distance for hit in hits]
+            assert distances == sorted(distances, reverse=True) and len(hits) == len(passages)
+            found = next(hit.distance for hit in hits if hit.id == passages.index(passage))
+            assert found == pytest.approx(scores[kind][pair], rel=TOLERANCE, abs=TOLERANCE)
+    for weights in ("[1, 1]", "[0, 0, 0]", "[1, -1, 1]", "much"):
+        with refused(1100, "weights"):
+            late = reranker("a", reranker="colbert", model_name="BAAI/bge-m3", weights=weights)
+            client.search(name, [[0, 0]], limit=3, ranker=late)
+
+
+def test_a_dense_field_may_be_narrower_than_the_vectors_of_the_model(client, name, golden, sentences):
+    short = Function("f", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params={"provider": "bge-m3", "dim": 48})
+    create(client, name, schema(KEY, FIELDS[1], vector(48, "dense"), functions=[short]), ("dense", "FLAT", "IP"))
+    client.insert(name, [{"id": i, "text": text} for i, text in enumerate(sentences[:4])])
+    for row in client.query(name, "id >= 0", output_fields=["dense"]):
+        whole = reference(golden, row["id"])[0][:48]
+        np.testing.assert_allclose(row["dense"], whole / np.linalg.norm(whole), atol=TOLERANCE)
+    hit = client.search(name, [sentences[2]], limit=1)[0][0]
+    assert hit.id == 2 and hit.distance == pytest.approx(1, abs=1e-5)
+
+
 def test_a_model_needs_one_query_for_each_query_and_one_text_field(client, passages):
     query, _ = passages
     for ranker in (

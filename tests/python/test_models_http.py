@@ -71,6 +71,10 @@ def test_text_embeddings_inference(post, golden):
     status, answer = post("/embed_sparse", {"model": "tiny-bge-m3", "inputs": texts[0]})
     assert status == 200
     assert {str(term["index"]) for term in answer[0]} == set(rows[0]["sparse"])
+    status, answer = post("/embed", {"model": "tiny-bge-m3", "inputs": texts, "normalize": False})
+    lengths = np.linalg.norm(answer, axis=1, keepdims=True)
+    assert status == 200 and close(answer / lengths, [row["dense"] for row in rows[:3]])
+    assert (np.abs(lengths - 1) > 0.1).all()
 
 
 def test_rerank_in_both_shapes_with_the_only_model_that_can(post):
@@ -107,7 +111,7 @@ def test_rerank_in_both_shapes_with_the_only_model_that_can(post):
         ("/v1/embeddings", {"model": "tiny-reranker", "input": "a"}, 400, "re-ranker"),
         ("/v1/embeddings", {"model": "BAAI/bge-m3", "input": ["a"] * 16_385}, 413, "limits.queries"),
         ("/embed", {"model": "tiny-bge-m3", "inputs": "a " * 9000, "truncate": False}, 400, "are allowed"),
-        ("/embed", {"model": "tiny-bge-m3", "inputs": "a", "normalize": False}, 400, "normalize"),
+        ("/rerank", {"model": "tiny-reranker", "query": "a", "texts": ["a " * 9000], "truncate": False}, 400, "are allowed"),
         ("/embed", {"model": "tiny-bge-m3", "inputs": "a", "truncation_direction": "Left"}, 400, "Right"),
         ("/rerank", {"query": "a", "texts": []}, 400, "empty"),
         ("/rerank", {"model": "tiny-bge-m3", "query": "a", "texts": ["b"]}, 400, "no re-ranker"),

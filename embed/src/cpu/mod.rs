@@ -15,9 +15,11 @@ mod dot;
 mod gemm;
 mod int8;
 mod math;
+mod rotary;
 mod share;
 
 pub(crate) use attention::{Heads, attention};
 pub(crate) use gemm::{Activation, Matrix, matmul, matmul_row_max};
 pub(crate) use int8::{MAX_INPUTS as MAX_INT8_INPUTS, Panels, QuantMatrix, matmul as matmul_int8};
-pub(crate) use math::{add_layer_norm, l2_normalize, sigmoid};
+pub(crate) use math::{add_layer_norm, gate, l2_normalize, sigmoid};
+pub(crate) use rotary::{Turns, rotate};

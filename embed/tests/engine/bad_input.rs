@@ -268,3 +268,18 @@ async fn calls_of_many_tasks_each_get_their_own_vectors() {
         assert_eq!(found.dense.unwrap(), expected);
     }
 }
+
+#[cfg(not(feature = "cuda"))]
+#[tokio::test]
+async fn a_gpu_in_a_build_without_them_is_refused_with_the_reason() {
+    use elanus_embed::{Device, Precision};
+    for (device, precision, reason) in [
+        (Device::Cuda(0), Precision::Auto, "without CUDA"),
+        (Device::Auto, Precision::F16, "f16 is for GPUs"),
+    ] {
+        let options = Options { dirs: vec![golden_dir()], device, precision, ..Options::default() };
+        let error = ModelStore::new(options).embed("tiny-bge-m3", request(&["a"])).await;
+        let error = error.unwrap_err();
+        assert!(matches!(&error, Error::Unsupported(text) if text.contains(reason)), "{error}");
+    }
+}

@@ -74,10 +74,21 @@ pub(crate) struct Sparse {
     rows: Vec<SparseRow>,
 }
 
+/// One of them.
 #[derive(serde::Deserialize)]
-struct SparseRow {
+pub(crate) struct SparseRow {
     ids: Vec<u32>,
     weights: Vec<f32>,
+}
+
+impl SparseRow {
+    /// Asserts equal ids and weights within `tolerance`.
+    #[track_caller]
+    pub(crate) fn assert_close(&self, found: &[(u32, f32)], tolerance: f32) {
+        let (ids, weights): (Vec<u32>, Vec<f32>) = found.iter().copied().unzip();
+        assert_eq!(ids, self.ids);
+        assert_close(&weights, &self.weights, tolerance);
+    }
 }
 
 impl Sparse {
@@ -86,9 +97,7 @@ impl Sparse {
     pub(crate) fn assert_close(&self, found: &[Vec<(u32, f32)>], tolerance: f32) {
         assert_eq!(found.len(), self.rows.len());
         for (found, expected) in found.iter().zip(&self.rows) {
-            let (ids, weights): (Vec<u32>, Vec<f32>) = found.iter().copied().unzip();
-            assert_eq!(ids, expected.ids);
-            assert_close(&weights, &expected.weights, tolerance);
+            expected.assert_close(found, tolerance);
         }
     }
 }

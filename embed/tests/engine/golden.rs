@@ -2,7 +2,9 @@
 //! for tiny models with random weights, within the tolerances that its README states.
 
 use crate::common::{Golden, Sparse, assert_close, golden, store};
-use elanus_embed::{EmbedRequest, Embeddings, Mode, ModelStore, Outputs, RerankRequest};
+use elanus_embed::{
+    EmbedRequest, Embeddings, LateRequest, LateWeights, Mode, ModelStore, Outputs, RerankRequest,
+};
 use serde::Deserialize;
 
 /// Largest difference of a value to the reference in float32.
@@ -119,46 +121,34 @@ async fn a_text_of_1024_tokens_has_the_right_positions() {
 }
 
 #[tokio::test]
-async fn scores_of_pairs_agree_with_compute_score() {
+async fn late_interaction_scores_as_compute_score() {
     let M3 { scores, .. } = golden("tiny-bge-m3");
     let store = store();
-    for (index, pair) in scores.pairs.iter().enumerate() {
-        let found = m3(&store, "tiny-bge-m3", pair, None).await;
-        let vectors = found.dense.unwrap();
-        let (query, passage) = vectors.split_at(found.dim);
-        let dense = dot(query, passage);
-        let sparse_vectors = found.sparse.unwrap();
-        let sparse: f32 = sparse_vectors[0]
-            .iter()
-            .flat_map(|(id, a)| {
-                sparse_vectors[1]
-                    .iter()
-                    .filter(move |(other, _)| other == id)
-                    .map(move |(_, b)| a * b)
-            })
-            .sum();
-        let rows = found.colbert.unwrap();
-        let best = |row: &[f32]| {
-            rows[1].chunks_exact(found.dim).map(|other| dot(row, other)).fold(f32::MIN, f32::max)
-        };
-        let queries = rows[0].chunks_exact(found.dim);
-        let count = queries.len() as f32;
-        let colbert = queries.map(best).sum::<f32>() / count;
-        let all = 0.4 * dense + 0.2 * sparse + 0.4 * colbert;
-        for (found, expected) in [
-            (dense, scores.dense[index]),
-            (sparse, scores.sparse[index]),
-            (colbert, scores.colbert[index]),
-            (all, scores.all[index]),
+    for (index, [query, doc]) in scores.pairs.iter().enumerate() {
+        for (weights, expected) in [
+            ([1.0, 0.0, 0.0], scores.dense[index]),
+            ([0.0, 1.0, 0.0], scores.sparse[index]),
+            ([0.0, 0.0, 1.0], scores.colbert[index]),
+            ([0.4, 0.2, 0.4], scores.all[index]),
         ] {
+            let [dense, sparse, colbert] = weights;
+            // More documents than one call of the model takes; the last one counts.
+            let mut docs = vec!["another text".to_owned(); 20];
+            docs.push(doc.clone());
+            let weights = LateWeights { dense, sparse, colbert };
+            let query = query.clone();
+            let request = LateRequest { query, docs, weights, max_length: None };
+            let found = store.late_interaction("tiny-bge-m3", request).await.unwrap();
+            assert_eq!(found.len(), 21);
             // Sums of products of weights up to 6.5: the tolerance is relative there.
-            assert!((found - expected).abs() <= TOLERANCE * expected.abs().max(1.0));
+            assert!((found[20] - expected).abs() <= TOLERANCE * expected.abs().max(1.0));
         }
     }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    let none = LateRequest { query: "a".into(), ..LateRequest::default() };
+    assert_eq!(store.late_interaction("tiny-bge-m3", none).await.unwrap(), [0.0; 0]);
+    let other = LateRequest { query: "a".into(), docs: vec!["b".into()], ..Default::default() };
+    let error = store.late_interaction("tiny-splade", other).await.unwrap_err();
+    assert!(error.to_string().contains("token vectors"), "{error}");
 }
 
 /// The README allows 2e-6; the kernels promise equal bits.
@@ -206,6 +196,7 @@ async fn the_cross_encoder_scores_as_transformers_does() {
                 docs: vec![doc.clone()],
                 normalize,
                 max_length: Some(run.max_length),
+                ..Default::default()
             };
             let logits = store.rerank("tiny-reranker", request(false)).await.unwrap();
             assert_close(&logits, &run.logits[index..=index], TOLERANCE);

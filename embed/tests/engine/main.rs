@@ -5,7 +5,11 @@ mod bad_input;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod families;
+#[cfg(test)]
 mod golden;
+#[cfg(all(test, feature = "cuda"))]
+mod gpu;
 #[cfg(test)]
 mod real_models;
 #[cfg(test)]

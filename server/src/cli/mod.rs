@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod bench;
+mod eval;
 mod models;
 mod offline;
 mod serve;
@@ -25,6 +26,8 @@ enum Command {
     Embed(models::Embed),
     /// Score documents against a question.
     Rerank(models::Rerank),
+    /// Measure how well models find what people judged relevant.
+    Eval(Box<eval::Args>),
     /// Show the tokens of texts.
     Tokenize(models::Tokenize),
     /// Look after installed models.
@@ -49,6 +52,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Inspect(args) => (offline::inspect(&args), 2),
         Command::Embed(args) => (models::embed(args).map(done), 1),
         Command::Rerank(args) => (models::rerank(args).map(done), 1),
+        Command::Eval(args) => (eval::eval(*args).map(done), 1),
         Command::Tokenize(args) => (models::tokenize(args).map(done), 1),
         Command::Model(command) => (models::model(command).map(done), 1),
         Command::Bench(args) => (bench::run(args).map(done), 1),

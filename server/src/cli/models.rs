@@ -28,6 +28,9 @@ pub(crate) struct Store {
     /// A settings file
     #[arg(long, value_name = "FILE", env = "ELANUS_CONFIG")]
     config: Option<PathBuf>,
+    /// Where the model runs: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<elanus_embed::Device>,
     /// The numbers in which the model runs
     #[arg(long, value_enum)]
     precision: Option<Precision>,
@@ -36,6 +39,7 @@ pub(crate) struct Store {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Precision {
     F32,
+    F16,
     Int8,
 }
 
@@ -48,9 +52,13 @@ impl Store {
             let dirs = self.model_dirs.into_iter().map(text).collect();
             flags.push(("model_dirs".to_owned(), toml::Value::Array(dirs)));
         }
+        if let Some(device) = self.device {
+            flags.push(("models.device".to_owned(), toml::Value::String(device.to_string())));
+        }
         if let Some(precision) = self.precision {
             let name = match precision {
                 Precision::F32 => "f32",
+                Precision::F16 => "f16",
                 Precision::Int8 => "int8",
             };
             flags.push(("models.precision".to_owned(), toml::Value::String(name.to_owned())));
@@ -63,7 +71,7 @@ impl Store {
         Ok(self.config()?.model_options())
     }
 
-    fn open(self) -> anyhow::Result<ModelStore> {
+    pub(super) fn open(self) -> anyhow::Result<ModelStore> {
         Ok(ModelStore::new(self.options()?))
     }
 }
@@ -185,11 +193,11 @@ pub(crate) struct Named {
     store: Store,
 }
 
-fn print(value: &Value) -> anyhow::Result<()> {
+pub(super) fn print(value: &Value) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{value}").context("cannot write the answer")
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -235,7 +243,7 @@ pub(crate) fn rerank(args: Rerank) -> anyhow::Result<()> {
         query: args.query,
         docs: args.texts.clone(),
         normalize: !args.raw,
-        max_length: None,
+        ..RerankRequest::default()
     };
     let scores = block_on(store.rerank(&args.model, request))??;
     let mut ranked: Vec<(f32, String)> = scores.into_iter().zip(args.texts).collect();
@@ -319,6 +327,7 @@ fn describe(spec: &ModelSpec) -> Value {
         "folder": spec.dir,
         "architecture": spec.architecture,
         "dense": spec.dense_dim,
+        "normalized": spec.normalized,
         "sparse": spec.sparse_dim,
         "colbert": spec.colbert,
         "reranker": spec.reranker,
@@ -333,6 +342,7 @@ fn describe(spec: &ModelSpec) -> Value {
 fn loaded(info: &ModelInfo, began: Instant) -> Value {
     json!({
         "name": info.spec.name,
+        "device": info.device.to_string(),
         "precision": info.precision.name(),
         "bytes": info.bytes,
         "seconds": began.elapsed().as_secs_f64(),

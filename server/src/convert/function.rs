@@ -44,6 +44,8 @@ pub struct ModelFunction {
     pub search_prompt: Option<String>,
     /// Most tokens of a text; `None` takes the model's own length.
     pub max_length: Option<usize>,
+    /// Width of the dense vectors where they are cut; `None` takes the model's own.
+    pub dim: Option<usize>,
 }
 
 impl ModelFunction {
@@ -110,6 +112,8 @@ impl ModelFunction {
                 insert_prompt: None,
                 search_prompt: None,
                 max_length: None,
+                // It is asked for vectors of the width of the field.
+                dim: None,
             });
         }
         let model = model_name(name, provider, &function.params)?;
@@ -122,14 +126,15 @@ impl ModelFunction {
             )));
         }
         let text = |key: &str| lookup(&function.params, key).map(str::to_owned);
-        let max_length = match lookup(&function.params, "max_length") {
-            None => None,
-            Some(text) => {
-                Some(parse_number(text).filter(|tokens| *tokens > 0).ok_or_else(|| {
-                    refuse(format!("max_length must be a number of tokens above 0, got {text}"))
-                })?)
-            }
+        let number = |key: &str, what: &str| {
+            let number = |text: &str| {
+                parse_number(text).filter(|number| *number > 0).ok_or_else(|| {
+                    refuse(format!("{key} must be a number of {what} above 0, got {text}"))
+                })
+            };
+            lookup(&function.params, key).map(number).transpose()
         };
+        let (max_length, dim) = (number("max_length", "tokens")?, number("dim", "dimensions")?);
         Ok(Self {
             name: name.clone(),
             input: input.clone(),
@@ -139,6 +144,7 @@ impl ModelFunction {
             insert_prompt: text("ingestion_prompt"),
             search_prompt: text("search_prompt"),
             max_length,
+            dim,
         })
     }
 
@@ -162,7 +168,9 @@ impl ModelFunction {
                 false
             }
         };
-        source && (&self.insert_prompt, self.max_length) == (&other.insert_prompt, other.max_length)
+        source
+            && (&self.insert_prompt, self.max_length, self.dim)
+                == (&other.insert_prompt, other.max_length, other.dim)
     }
 
     /// Checks that the function's model or provider is there and makes what it promises. A provider
@@ -170,14 +178,9 @@ impl ModelFunction {
     ///
     /// # Errors
     /// Code 2400 when it is not there, 1100 when it does not fit the fields.
-    pub async fn check(
-        &self,
-        function: &FunctionDef,
-        schema: &Schema,
-        engines: Engines<'_>,
-    ) -> Result<(), Failure> {
+    pub async fn check(&self, schema: &Schema, engines: Engines<'_>) -> Result<(), Failure> {
         match &self.source {
-            Source::Model(model) => self.check_model(model, function, schema, engines.models),
+            Source::Model(model) => self.check_model(model, schema, engines.models),
             Source::Provider(_) => {
                 let texts = vec!["check".to_owned()];
                 let request = EmbedRequest::new(texts, Outputs::DENSE, Mode::Insert);
@@ -188,13 +191,7 @@ impl ModelFunction {
         }
     }
 
-    fn check_model(
-        &self,
-        name: &str,
-        function: &FunctionDef,
-        schema: &Schema,
-        models: &ModelStore,
-    ) -> Result<(), Failure> {
+    fn check_model(&self, name: &str, schema: &Schema, models: &ModelStore) -> Result<(), Failure> {
         let refuse =
             |problem: String| Err(Failure::invalid(format!("function {}: {problem}", self.name)));
         let model: ModelSpec = models
@@ -205,18 +202,19 @@ impl ModelFunction {
                 return refuse(format!("model {name} makes no dense vectors"));
             };
             let declared = schema.field(field).and_then(|field| field.data_type.dim());
-            if declared.map(|dim| dim as usize) != Some(dim) {
+            if let Some(cut) = self.dim.filter(|cut| *cut > dim) {
                 return refuse(format!(
-                    "the dim ({}) of field {field} is not the dimension ({dim}) of model {}",
-                    declared.unwrap_or_default(),
-                    name
+                    "parameter dim is {cut}, the dimension of model {name} is {dim}"
                 ));
             }
-            if let Some(text) = lookup(&function.params, "dim")
-                && parse_number::<usize>(text) != Some(dim)
-            {
+            if declared.map(|dim| dim as usize) != Some(self.dim.unwrap_or(dim)) {
+                let what = match self.dim {
+                    None => format!("dimension ({dim}) of model {name}"),
+                    Some(cut) => format!("parameter dim ({cut})"),
+                };
                 return refuse(format!(
-                    "parameter dim is {text}, the dimension of model {name} is {dim}"
+                    "the dim ({}) of field {field} is not the {what}",
+                    declared.unwrap_or_default()
                 ));
             }
         }
@@ -242,7 +240,7 @@ impl ModelFunction {
 /// not make what the fields expect.
 pub async fn check(schema: &Schema, engines: Engines<'_>) -> Result<(), Failure> {
     for function in &schema.functions {
-        ModelFunction::of(function, schema)?.check(function, schema, engines).await?;
+        ModelFunction::of(function, schema)?.check(schema, engines).await?;
     }
     Ok(())
 }

@@ -114,7 +114,7 @@ impl Node {
         if let Some(function) = schema.functions.iter().find(|f| Some(&f.name) == changed.as_ref())
         {
             let model = ModelFunction::of(function, &schema)?;
-            model.check(function, &schema, self.engines()).await?;
+            model.check(&schema, self.engines()).await?;
         }
         let change = CollectionChange::Functions(schema.functions);
         self.engine.alter_collection(&info.db, &info.name, change).await?;

@@ -95,9 +95,10 @@ impl From<elanus_embed::Error> for Refused {
             Error::InvalidName { .. } | Error::Invalid(_) | Error::Unsupported(_) => {
                 StatusCode::BAD_REQUEST
             }
-            Error::Load { .. } | Error::Tokenize { .. } | Error::Inference(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Error::Load { .. }
+            | Error::Tokenize { .. }
+            | Error::DeviceMemory(_)
+            | Error::Inference(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, message: error.to_string() }
     }
@@ -437,17 +438,13 @@ impl TeiRequest {
         what: &str,
     ) -> Result<(Embeddings, usize), Refused> {
         let texts = self.inputs.into_texts(node, "inputs")?;
-        if self.normalize == Some(false) {
-            return Err(Refused::invalid(
-                "`normalize` cannot be switched off: vectors are normalized where the model says so",
-            ));
-        }
         check_direction(self.truncation_direction.as_deref())?;
         let can = |spec: &ModelSpec| outputs.is_subset_of(spec.outputs());
         let spec = model(node, self.model, what, can).await?;
         let request = EmbedRequest {
             dim: self.dimensions,
             refuse_longer: self.truncate == Some(false),
+            unnormalized: self.normalize == Some(false),
             ..EmbedRequest::new(texts, outputs, mode(self.prompt_name.as_deref())?)
         };
         let found = run(node, &spec, request).await?;
@@ -508,13 +505,15 @@ struct TeiRank {
 
 async fn rerank_texts(node: Arc<Node>, request: TeiRerank) -> Result<Vec<TeiRank>, Refused> {
     check_direction(request.truncation_direction.as_deref())?;
-    if request.truncate == Some(false) {
-        return Err(Refused::invalid("`truncate` cannot be switched off for pairs"));
-    }
     let texts = if request.return_text { request.texts.clone() } else { Vec::new() };
-    let normalize = !request.raw_scores;
-    let (_, ranked) =
-        ranked(&node, request.model, request.query, request.texts, "texts", normalize).await?;
+    let pairs = RerankRequest {
+        query: request.query,
+        docs: request.texts,
+        normalize: !request.raw_scores,
+        refuse_longer: request.truncate == Some(false),
+        ..RerankRequest::default()
+    };
+    let (_, ranked) = ranked(&node, request.model, "texts", pairs).await?;
     let rank =
         |(index, score): (usize, f32)| TeiRank { index, score, text: texts.get(index).cloned() };
     Ok(ranked.into_iter().map(rank).collect())
@@ -534,8 +533,13 @@ struct DocumentsRerank {
 
 async fn rerank_documents(node: Arc<Node>, request: DocumentsRerank) -> Result<Value, Refused> {
     let documents = if request.return_documents { request.documents.clone() } else { Vec::new() };
-    let (model, ranked) =
-        ranked(&node, request.model, request.query, request.documents, "documents", true).await?;
+    let pairs = RerankRequest {
+        query: request.query,
+        docs: request.documents,
+        normalize: true,
+        ..RerankRequest::default()
+    };
+    let (model, ranked) = ranked(&node, request.model, "documents", pairs).await?;
     let most = request.top_n.unwrap_or(usize::MAX);
     let results: Vec<Value> = ranked
         .into_iter()
@@ -554,14 +558,11 @@ async fn rerank_documents(node: Arc<Node>, request: DocumentsRerank) -> Result<V
 async fn ranked(
     node: &Node,
     asked: Option<String>,
-    query: String,
-    docs: Vec<String>,
     field: &str,
-    normalize: bool,
+    request: RerankRequest,
 ) -> Result<(String, Vec<(usize, f32)>), Refused> {
-    check_count(node, docs.len(), field)?;
+    check_count(node, request.docs.len(), field)?;
     let spec = model(node, asked, "re-ranks", |spec| spec.reranker).await?;
-    let request = RerankRequest { query, docs, normalize, max_length: None };
     let scores = node.models.rerank(&spec.name, request).await?;
     let mut ranked: Vec<(usize, f32)> = scores.into_iter().enumerate().collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

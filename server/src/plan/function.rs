@@ -11,7 +11,7 @@ use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, LargeBinaryArray};
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType as ArrowType, Field as ArrowField};
 use bytes::Bytes;
-use elanus_embed::{EmbedRequest, Embeddings, Mode, Outputs};
+use elanus_embed::{EmbedRequest, Embeddings, Mode, Outputs, shorten};
 use elanus_proto::codes::Code;
 use elanus_storage::Schema;
 use futures::future::try_join_all;
@@ -284,15 +284,23 @@ impl Answer {
         }
     }
 
-    /// The dense rows, checked for their number and width.
+    /// The dense rows, cut if the function says so, checked for their number and width.
     fn dense(
         &self,
         function: &ModelFunction,
         dim: usize,
         rows: usize,
-    ) -> Result<&ScalarBuffer<f32>, Failure> {
+    ) -> Result<ScalarBuffer<f32>, Failure> {
         match &self.dense {
-            Some((width, values)) if *width == dim && values.len() == rows * dim => Ok(values),
+            Some((width, values)) if *width == dim && values.len() == rows * dim => {
+                Ok(values.clone())
+            }
+            // Cut here and not by the model, so that fields of other widths share its run.
+            Some((width, values))
+                if function.dim == Some(dim) && *width > dim && values.len() == rows * width =>
+            {
+                Ok(shorten(values, *width, dim).into())
+            }
             Some((width, values)) => Err(Failure::new(
                 Code::FunctionFailed,
                 format!(
@@ -319,7 +327,7 @@ impl Answer {
         dim: usize,
         rows: usize,
     ) -> Result<ArrayRef, Failure> {
-        let values = self.dense(function, dim, rows)?.clone();
+        let values = self.dense(function, dim, rows)?;
         let list = FixedSizeListArray::try_new(
             Arc::new(ArrowField::new("item", ArrowType::Float32, false)),
             i32::try_from(dim).unwrap_or(i32::MAX),
@@ -387,6 +395,7 @@ mod tests {
             insert_prompt: None,
             search_prompt: None,
             max_length: None,
+            dim: None,
         }
     }
 
@@ -437,6 +446,22 @@ mod tests {
         assert_eq!(rows[1], None);
         assert_eq!(rows[2], Some(QueryRows::Sparse(vec![wire(&[(9, 4.0)]).into()])));
         assert_eq!(rows[3], Some(QueryRows::Dense(vec![dense_row(5.0).into()])));
+    }
+
+    #[tokio::test]
+    async fn fields_of_two_widths_share_one_run() {
+        let calls = Mutex::new(Vec::new());
+        let whole = leg("m", false, &["kite"]);
+        let mut short = leg("m", false, &["kite"]);
+        (short.dim, short.function.dim) = (1, Some(1));
+        let legs = [Some(&whole), Some(&short)];
+        let rows = queries_with(&legs, |name, request| model(&calls, name, request)).await.unwrap();
+        assert_eq!(*calls.lock().unwrap(), [("m".to_owned(), Outputs::DENSE)]);
+        let row = |numbers: &[f32]| {
+            let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+            Some(QueryRows::Dense(vec![bytes.into()]))
+        };
+        assert_eq!(rows, [row(&[4.0, 1.0]), row(&[1.0])]);
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type};
 use arrow_array::{Array, ArrayRef};
+use elanus_embed::LateWeights;
 use elanus_proto::schema::{FunctionSchema, FunctionScore, FunctionType};
 use elanus_remote::Rerank;
 use elanus_storage::schema::{DataType, Field, Schema};
@@ -69,13 +70,18 @@ impl Scoring {
                 "rrf" | "weighted" => Reranker::Rank(Ranker::parse(Some(&name), &params, lists)?),
                 "decay" => Reranker::Decay(Decay::parse(function, &params, schema)?),
                 "model" => Reranker::Model(Model::parse(function, &params, schema, queries)?),
+                "colbert" => {
+                    let weights = late_weights(&params)?;
+                    let model = Model::parse(function, &params, schema, queries)?;
+                    Reranker::Model(model.with_token_vectors(weights)?)
+                }
                 "boost" => {
                     scoring.boosts.add(&params)?;
                     continue;
                 }
                 other => {
                     return Err(Failure::invalid(format!(
-                        "unsupported rerank function: [{other}] , list of supported [rrf,weighted,decay,model]"
+                        "unsupported rerank function: [{other}] , list of supported [rrf,weighted,decay,model,colbert]"
                     )));
                 }
             };
@@ -286,6 +292,27 @@ pub struct Model {
     pub queries: Vec<String>,
 }
 
+/// The weights of a `colbert` reranker: dense, sparse, token vectors.
+fn late_weights(params: &Params) -> Result<LateWeights, Failure> {
+    if !params.has("weights") {
+        return Ok(LateWeights::default());
+    }
+    let numbers: Option<Vec<f32>> = params.json("weights").and_then(|weights| {
+        let number = |weight: &Value| weight.as_f64().map(narrow);
+        weights.as_array()?.iter().map(number).collect()
+    });
+    if let Some(&[dense, sparse, colbert]) = numbers.as_deref() {
+        let weights = LateWeights { dense, sparse, colbert };
+        if weights.are_valid() {
+            return Ok(weights);
+        }
+    }
+    Err(Failure::invalid(
+        "the weights of the colbert reranker must be a json list of three numbers (dense, sparse, \
+         colbert), none below 0 and not all 0",
+    ))
+}
+
 /// Providers that mean a model inside the node.
 const PROVIDERS: [&str; 2] = ["builtin", "local"];
 
@@ -328,6 +355,23 @@ impl Model {
             }
         };
         Ok(Self { field, judge, queries: texts })
+    }
+
+    /// The same with scores by token vectors.
+    fn with_token_vectors(mut self, weights: LateWeights) -> Result<Self, Failure> {
+        self.judge = match self.judge {
+            Judge::Model { name, .. } | Judge::TokenVectors { name, .. } => {
+                Judge::TokenVectors { name, weights }
+            }
+            Judge::Provider(_) => {
+                return Err(Failure::invalid(format!(
+                    "the colbert reranker needs a model inside the node, list of supported \
+                     providers [{}]",
+                    PROVIDERS.join(",")
+                )));
+            }
+        };
+        Ok(self)
     }
 }
 

@@ -29,7 +29,7 @@ pub enum Input {
     /// Vectors of the request.
     Rows(QueryRows),
     /// Texts that a function turns into vectors.
-    Texts(TextQuery),
+    Texts(Box<TextQuery>),
     /// The vectors of rows with these keys.
     Keys(Keys),
 }
@@ -146,7 +146,7 @@ impl Leg {
                 match placeholder::parse(group, &field)? {
                     Placeholder::Rows(rows) => Input::Rows(rows),
                     Placeholder::Texts(texts) => {
-                        Input::Texts(TextQuery::new(&info.schema, &field.name, texts)?)
+                        Input::Texts(Box::new(TextQuery::new(&info.schema, &field.name, texts)?))
                     }
                 }
             }

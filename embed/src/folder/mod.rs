@@ -7,6 +7,9 @@
 //!
 //! This module reads no weights and no tokenizer.
 
+mod modules;
+mod prompts;
+
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,6 +17,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use self::modules::{Modules, modules};
+pub(crate) use self::modules::{Pooled, Pooling, Projection};
+use self::prompts::{Prompts, prompts};
 use crate::{Error, ModelSpec};
 
 /// FlagEmbedding, sentence-transformers' BGE folders and pymilvus-model all cut at 512 tokens
@@ -35,51 +41,101 @@ pub(crate) struct Folder {
     pub(crate) lowercase: bool,
 }
 
-/// The sizes of a BERT-like encoder.
+/// The form and the sizes of an encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct EncoderConfig {
+    pub(crate) form: Form,
     pub(crate) vocabulary: usize,
     pub(crate) hidden: usize,
     pub(crate) layers: usize,
     pub(crate) heads: usize,
     pub(crate) intermediate: usize,
-    /// Rows of the position table.
-    pub(crate) positions: usize,
-    /// Position of the first token: 0 for BERT, padding index + 1 for XLM-R.
-    pub(crate) first_position: usize,
-    /// Rows of the token type table.
+    /// Rows of the token type table, if there is one.
     pub(crate) types: usize,
     pub(crate) norm_eps: f32,
+}
+
+/// What differs between the encoders beside their sizes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Form {
+    /// BERT and XLM-RoBERTa: a table of positions.
+    Bert {
+        /// Rows of the table.
+        positions: usize,
+        /// Position of the first token: 0 for BERT, padding index + 1 for XLM-R.
+        first_position: usize,
+    },
+    /// GTE (mGTE, Zhang et al. 2024): positions turn queries and keys, a gate within the layers.
+    Gte {
+        /// Most tokens of a text.
+        positions: usize,
+        rotary: Rotary,
+        /// Queries, keys and values are one tensor in the file.
+        packed: bool,
+    },
+}
+
+/// How fast pairs of a query's numbers turn with the position.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rotary {
+    pub(crate) base: f64,
+    /// By how much the positions of the training were stretched ("NTK").
+    pub(crate) stretch: f64,
 }
 
 impl EncoderConfig {
     /// Multiply-adds of one token in the linear layers, for the token budget.
     pub(crate) fn products_per_token(&self) -> usize {
-        self.layers * self.hidden * (4 * self.hidden + 2 * self.intermediate)
+        let matrices = if self.is_gated() { 3 } else { 2 };
+        self.layers * self.hidden * (4 * self.hidden + matrices * self.intermediate)
+    }
+
+    /// Whether the layers have a gate.
+    pub(crate) fn is_gated(&self) -> bool {
+        matches!(self.form, Form::Gte { .. })
+    }
+
+    /// Position of the first token.
+    pub(crate) fn first_position(&self) -> usize {
+        match self.form {
+            Form::Bert { first_position, .. } => first_position,
+            Form::Gte { .. } => 0,
+        }
+    }
+
+    /// Most tokens of a text, specials included.
+    fn tokens(&self) -> usize {
+        match self.form {
+            Form::Bert { positions, first_position } => positions - first_position,
+            Form::Gte { positions, .. } => positions,
+        }
     }
 }
 
 /// What turns hidden states into vectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HeadConfig {
-    /// One dense vector.
-    Pooled { pooling: Pooling, normalize: bool },
-    /// BGE-M3's three outputs.
-    M3,
+    /// One dense vector, and what the model has for single tokens.
+    Vectors { dense: Pooled, tokens: TokenHeads },
     /// SPLADE over a BERT masked-language head.
     Splade,
     /// One score per pair; BERT has a pooler before its classifier, XLM-R a two-layer head.
     Classifier(Classifier),
 }
 
+/// Heads over single tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pooling {
-    First,
-    Mean,
+pub(crate) enum TokenHeads {
+    None,
+    /// BGE-M3's term weights and token vectors, each in a file of its own.
+    M3,
+    /// GTE's term weights, among the encoder's weights.
+    Gte,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Classifier {
+    /// GTE's as well.
     Bert,
     XlmRoberta,
 }
@@ -104,38 +160,21 @@ struct RawConfig {
     is_decoder: bool,
     id2label: Option<HashMap<String, serde_json::Value>>,
     num_labels: Option<usize>,
+    // What only GTE's configuration says.
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RawRopeScaling>,
+    layer_norm_type: Option<String>,
+    pack_qkv: Option<bool>,
+    #[serde(default)]
+    logn_attention_scale: bool,
 }
 
 #[derive(Deserialize)]
-struct RawModule {
+struct RawRopeScaling {
     #[serde(rename = "type")]
     kind: String,
-    #[serde(default)]
-    path: String,
-}
-
-#[derive(Deserialize)]
-struct RawPooling {
-    #[serde(default)]
-    pooling_mode_cls_token: bool,
-    #[serde(default)]
-    pooling_mode_mean_tokens: bool,
-    #[serde(default)]
-    pooling_mode_max_tokens: bool,
-    #[serde(default)]
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    #[serde(default)]
-    pooling_mode_weightedmean_tokens: bool,
-    #[serde(default)]
-    pooling_mode_lasttoken: bool,
-    pooling_mode: Option<serde_json::Value>,
-    include_prompt: Option<bool>,
-}
-
-#[derive(Deserialize)]
-struct RawSpladePooling {
-    pooling_strategy: Option<String>,
-    activation_function: Option<String>,
+    factor: f64,
+    mixed_b: Option<f64>,
 }
 
 #[derive(Deserialize, Default)]
@@ -148,21 +187,6 @@ struct RawSentenceBert {
 #[derive(Deserialize, Default)]
 struct RawTokenizerConfig {
     model_max_length: Option<f64>,
-}
-
-#[derive(Deserialize, Default)]
-struct RawSentenceTransformers {
-    #[serde(default)]
-    prompts: HashMap<String, Option<String>>,
-    default_prompt_name: Option<String>,
-}
-
-/// The modules of a sentence-transformers folder, in the order they are applied.
-#[derive(Debug, Default, PartialEq)]
-struct Modules {
-    pooling: Option<Pooling>,
-    normalize: bool,
-    splade: bool,
 }
 
 impl Folder {
@@ -190,7 +214,7 @@ impl Folder {
         let refuse = |reason: String| Error::Unsupported(format!("model `{name}`: {reason}"));
         let encoder = encoder_config(&raw, &config_path, refuse)?;
         let modules = modules(dir, refuse)?;
-        let head = head(&raw, dir, modules.as_ref(), refuse)?;
+        let head = head(&raw, dir, modules, refuse)?;
 
         let weights = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
             .map(|file| dir.join(file))
@@ -204,18 +228,26 @@ impl Folder {
         let sentence_bert: RawSentenceBert =
             read_json(&dir.join("sentence_bert_config.json"))?.unwrap_or_default();
         let (max_length, max_length_limit) = lengths(dir, &encoder, &sentence_bert)?;
-        let (insert_prompt, search_prompt) = prompts(dir)?;
-        let dense = matches!(head, HeadConfig::Pooled { .. } | HeadConfig::M3);
-        let sparse = matches!(head, HeadConfig::Splade | HeadConfig::M3);
+        let Prompts { insert: insert_prompt, search: search_prompt } = prompts(name, dir)?;
+        let (dense_dim, tokens) = match &head {
+            HeadConfig::Vectors { dense, tokens } => {
+                let projected = dense.projection.as_ref().map(|projection| projection.outputs);
+                (Some(projected.unwrap_or(encoder.hidden)), *tokens)
+            }
+            HeadConfig::Splade | HeadConfig::Classifier(_) => (None, TokenHeads::None),
+        };
+        let normalized = matches!(&head, HeadConfig::Vectors { dense, .. } if dense.normalize);
+        let sparse = tokens != TokenHeads::None || head == HeadConfig::Splade;
         let vocabulary = u32::try_from(encoder.vocabulary)
             .map_err(|_| refuse("its vocabulary has more than 2^32 entries".to_owned()))?;
         let spec = ModelSpec {
             name: name.to_owned(),
             dir: dir.to_owned(),
             architecture: raw.architectures.into_iter().next().unwrap_or(raw.model_type),
-            dense_dim: dense.then_some(encoder.hidden),
+            dense_dim,
+            normalized,
             sparse_dim: sparse.then_some(vocabulary),
-            colbert: head == HeadConfig::M3,
+            colbert: tokens == TokenHeads::M3,
             reranker: matches!(head, HeadConfig::Classifier(_)),
             max_length,
             max_length_limit,
@@ -231,26 +263,10 @@ fn encoder_config(
     path: &Path,
     refuse: impl Fn(String) -> Error,
 ) -> Result<EncoderConfig, Error> {
-    let first_position = match raw.model_type.as_str() {
-        "bert" => 0,
-        "xlm-roberta" => raw.pad_token_id.unwrap_or(1) + 1,
-        other => {
-            return Err(refuse(format!(
-                "config.json says model_type `{other}`; `bert` and `xlm-roberta` are supported"
-            )));
-        }
-    };
     if !matches!(raw.hidden_act.as_str(), "gelu" | "gelu_python") {
         return Err(refuse(format!(
             "config.json says hidden_act `{}`; only the exact `gelu` is supported",
             raw.hidden_act
-        )));
-    }
-    if let Some(kind) = raw.position_embedding_type.as_deref()
-        && kind != "absolute"
-    {
-        return Err(refuse(format!(
-            "config.json says position_embedding_type `{kind}`; only `absolute` is supported"
         )));
     }
     if raw.is_decoder {
@@ -268,7 +284,8 @@ fn encoder_config(
     ];
     let load = |detail: String| Error::Load { path: path.to_owned(), detail };
     for (key, value, most) in bounds {
-        if value == 0 || value > most {
+        let without_types = key == "type_vocab_size" && raw.model_type == "new";
+        if (value == 0 && !without_types) || value > most {
             return Err(load(format!("{key} is {value}, expected 1 to {most}")));
         }
     }
@@ -278,32 +295,100 @@ fn encoder_config(
             raw.hidden_size, raw.num_attention_heads
         )));
     }
-    if first_position >= raw.max_position_embeddings {
-        return Err(load(format!(
-            "pad_token_id leaves no position of {}",
-            raw.max_position_embeddings
-        )));
-    }
     if !(0.0..1.0).contains(&raw.layer_norm_eps) {
         return Err(load(format!("layer_norm_eps is {}, expected 0 to 1", raw.layer_norm_eps)));
     }
     Ok(EncoderConfig {
+        form: form(raw, load, refuse)?,
         vocabulary: raw.vocab_size,
         hidden: raw.hidden_size,
         layers: raw.num_hidden_layers,
         heads: raw.num_attention_heads,
         intermediate: raw.intermediate_size,
-        positions: raw.max_position_embeddings,
-        first_position,
         types: raw.type_vocab_size,
         norm_eps: raw.layer_norm_eps as f32,
+    })
+}
+
+/// How the encoder counts positions, and what goes with it.
+fn form(
+    raw: &RawConfig,
+    load: impl Fn(String) -> Error,
+    refuse: impl Fn(String) -> Error,
+) -> Result<Form, Error> {
+    /// Sixteen times what a text of 131,072 tokens needs with heads of 64.
+    const MAX_TURNS: usize = 1 << 26;
+    let (kind, own) = match raw.model_type.as_str() {
+        "bert" | "xlm-roberta" => ("absolute", raw.position_embedding_type.as_deref()),
+        "new" => ("rope", raw.position_embedding_type.as_deref()),
+        other => {
+            return Err(refuse(format!(
+                "config.json says model_type `{other}`; `bert`, `xlm-roberta` and `new` (GTE) \
+                 are supported"
+            )));
+        }
+    };
+    if let Some(own) = own.filter(|own| *own != kind) {
+        return Err(refuse(format!(
+            "config.json says position_embedding_type `{own}`; only `{kind}` is supported for \
+             model_type `{}`",
+            raw.model_type
+        )));
+    }
+    let positions = raw.max_position_embeddings;
+    if raw.model_type != "new" {
+        let padded = || raw.pad_token_id.unwrap_or(1).saturating_add(1);
+        let first_position = if raw.model_type == "bert" { 0 } else { padded() };
+        if first_position >= positions {
+            return Err(load(format!("pad_token_id leaves no position of {positions}")));
+        }
+        return Ok(Form::Bert { positions, first_position });
+    }
+    if let Some(norm) = raw.layer_norm_type.as_deref().filter(|norm| *norm != "layer_norm") {
+        return Err(refuse(format!(
+            "config.json says layer_norm_type `{norm}`; only `layer_norm` is supported"
+        )));
+    }
+    if raw.logn_attention_scale {
+        return Err(refuse(
+            "config.json says logn_attention_scale, which is not supported".to_owned(),
+        ));
+    }
+    if !(raw.hidden_size / raw.num_attention_heads).is_multiple_of(2) {
+        return Err(load("a head has an odd number of values, so no pairs that turn".to_owned()));
+    }
+    let stretch = match &raw.rope_scaling {
+        None => 1.0,
+        Some(RawRopeScaling { kind, factor, mixed_b: None }) if kind == "ntk" => *factor,
+        Some(RawRopeScaling { kind, .. }) => {
+            return Err(refuse(format!(
+                "config.json says rope_scaling `{kind}`; only `ntk` with a factor is supported"
+            )));
+        }
+    };
+    let base = raw.rope_theta.unwrap_or(10_000.0);
+    if !(1.0..=1e9).contains(&base) || !(1.0..=1e4).contains(&stretch) {
+        return Err(load(format!(
+            "rope_theta is {base} and its factor {stretch}, expected 1 to 1e9 and 1 to 1e4"
+        )));
+    }
+    let turns = positions.saturating_mul(raw.hidden_size / raw.num_attention_heads / 2);
+    if turns > MAX_TURNS {
+        return Err(load(format!(
+            "its positions turn by {turns} angles in all, expected {MAX_TURNS} at most"
+        )));
+    }
+    Ok(Form::Gte {
+        positions,
+        rotary: Rotary { base, stretch },
+        packed: raw.pack_qkv.unwrap_or(true),
     })
 }
 
 fn head(
     raw: &RawConfig,
     dir: &Path,
-    modules: Option<&Modules>,
+    modules: Option<Modules>,
     refuse: impl Fn(String) -> Error,
 ) -> Result<HeadConfig, Error> {
     let architecture = raw.architectures.first().map_or("", String::as_str);
@@ -315,7 +400,9 @@ fn head(
             )));
         }
         return match architecture {
-            "BertForSequenceClassification" => Ok(HeadConfig::Classifier(Classifier::Bert)),
+            "BertForSequenceClassification" | "NewForSequenceClassification" => {
+                Ok(HeadConfig::Classifier(Classifier::Bert))
+            }
             "XLMRobertaForSequenceClassification" => {
                 Ok(HeadConfig::Classifier(Classifier::XlmRoberta))
             }
@@ -324,121 +411,64 @@ fn head(
     }
     let m3_files = ["sparse_linear.pt", "colbert_linear.pt"];
     match m3_files.map(|file| dir.join(file).is_file()) {
-        [true, true] => return Ok(HeadConfig::M3),
+        [true, true] => {
+            let dense = Pooled { pooling: Pooling::First, projection: None, normalize: true };
+            return Ok(HeadConfig::Vectors { dense, tokens: TokenHeads::M3 });
+        }
         [true, false] => return Err(missing(dir, m3_files[1])),
         [false, true] => return Err(missing(dir, m3_files[0])),
         [false, false] => {}
     }
-    match (architecture, modules) {
-        ("BertForMaskedLM", None) => Ok(HeadConfig::Splade),
-        ("BertForMaskedLM", Some(modules)) if modules.splade => Ok(HeadConfig::Splade),
-        (_, Some(modules)) if modules.splade => Err(refuse(format!(
-            "modules.json makes it SPLADE over `{architecture}`; `BertForMaskedLM` is supported"
-        ))),
+    let labels = raw.num_labels.or(raw.id2label.as_ref().map(HashMap::len)).unwrap_or(2);
+    let tokens = match architecture {
+        "NewForTokenClassification" if labels == 1 => TokenHeads::Gte,
+        _ => TokenHeads::None,
+    };
+    let pooled = match (architecture, modules) {
+        ("BertForMaskedLM", None | Some(Modules::Splade)) => return Ok(HeadConfig::Splade),
+        (_, Some(Modules::Splade)) => {
+            return Err(refuse(format!(
+                "modules.json makes it SPLADE over `{architecture}`; `BertForMaskedLM` is \
+                 supported"
+            )));
+        }
         (
-            "BertModel" | "XLMRobertaModel" | "BertForMaskedLM" | "XLMRobertaForMaskedLM" | "",
-            Some(Modules { pooling: Some(pooling), normalize, .. }),
-        ) => Ok(HeadConfig::Pooled { pooling: *pooling, normalize: *normalize }),
-        ("BertModel" | "XLMRobertaModel" | "", _) => {
-            Ok(HeadConfig::Pooled { pooling: Pooling::Mean, normalize: true })
+            "BertModel"
+            | "XLMRobertaModel"
+            | "BertForMaskedLM"
+            | "XLMRobertaForMaskedLM"
+            | "NewModel"
+            | "NewForMaskedLM"
+            | "NewForTokenClassification"
+            | "",
+            Some(Modules::Dense(Some(pooled))),
+        ) => pooled,
+        // As the model's own script does, which is all there is where nobody wrote modules.json.
+        ("NewForTokenClassification", _) => {
+            Pooled { pooling: Pooling::First, projection: None, normalize: true }
         }
-        (other, _) => Err(refuse(format!(
-            "the architecture `{other}` is not supported; supported are BertModel, \
-             XLMRobertaModel (with BGE-M3's heads or pooled), BertForMaskedLM (SPLADE), \
-             BertForSequenceClassification and XLMRobertaForSequenceClassification"
-        ))),
-    }
-}
-
-/// `modules.json`, or the pooling folder where there is only that.
-fn modules(dir: &Path, refuse: impl Fn(String) -> Error) -> Result<Option<Modules>, Error> {
-    let Some(raw) = read_json::<Vec<RawModule>>(&dir.join("modules.json"))? else {
-        let pooling = pooling(dir, "1_Pooling", &refuse)?;
-        return Ok(pooling.map(|pooling| Modules {
-            pooling: Some(pooling),
-            normalize: true,
-            splade: false,
-        }));
+        ("BertModel" | "XLMRobertaModel" | "NewModel" | "", _) => {
+            Pooled { pooling: Pooling::Mean, projection: None, normalize: true }
+        }
+        (other, _) => {
+            return Err(refuse(format!(
+                "the architecture `{other}` is not supported; supported are BertModel, \
+                 XLMRobertaModel (with BGE-M3's heads or pooled), NewModel and \
+                 NewForTokenClassification (GTE), BertForMaskedLM (SPLADE), and \
+                 BertForSequenceClassification, XLMRobertaForSequenceClassification and \
+                 NewForSequenceClassification with one label"
+            )));
+        }
     };
-    let mut modules = Modules::default();
-    for module in raw {
-        // Older folders say `sentence_transformers.models.Pooling`, newer ones have longer paths.
-        match module.kind.rsplit('.').next().unwrap_or_default() {
-            "Transformer" | "MLMTransformer" => {}
-            "Normalize" => modules.normalize = true,
-            "Pooling" => {
-                modules.pooling = pooling(dir, &module.path, &refuse)?;
-                if modules.pooling.is_none() {
-                    return Err(missing(dir, &format!("{}/config.json", module.path)));
-                }
-            }
-            "SpladePooling" => {
-                splade_pooling(dir, &module.path, &refuse)?;
-                modules.splade = true;
-            }
-            other => {
-                return Err(refuse(format!(
-                    "modules.json adds the module `{other}`; Transformer, Pooling, Normalize and \
-                     SpladePooling are supported"
-                )));
-            }
-        }
+    if let Some(projection) = &pooled.projection
+        && projection.inputs != raw.hidden_size
+    {
+        return Err(refuse(format!(
+            "its Dense module takes {} numbers, the encoder gives {}",
+            projection.inputs, raw.hidden_size
+        )));
     }
-    Ok(Some(modules))
-}
-
-fn pooling(
-    dir: &Path,
-    path: &str,
-    refuse: &impl Fn(String) -> Error,
-) -> Result<Option<Pooling>, Error> {
-    let file = dir.join(sub_folder(path, refuse)?).join("config.json");
-    let Some(raw) = read_json::<RawPooling>(&file)? else { return Ok(None) };
-    if raw.include_prompt == Some(false) {
-        return Err(refuse(format!("{path} leaves the prompt out of the pooling")));
-    }
-    let named = match raw.pooling_mode.as_ref().map(|mode| mode.as_str().unwrap_or("several")) {
-        Some("cls") => Some(Pooling::First),
-        Some("mean") => Some(Pooling::Mean),
-        Some(other) => {
-            return Err(refuse(format!("{path} pools by `{other}`; cls and mean are supported")));
-        }
-        None => None,
-    };
-    let others = raw.pooling_mode_max_tokens
-        || raw.pooling_mode_mean_sqrt_len_tokens
-        || raw.pooling_mode_weightedmean_tokens
-        || raw.pooling_mode_lasttoken;
-    match (named, raw.pooling_mode_cls_token, raw.pooling_mode_mean_tokens, others) {
-        (Some(pooling), false, false, false) => Ok(Some(pooling)),
-        (None, true, false, false) => Ok(Some(Pooling::First)),
-        (None, false, true, false) => Ok(Some(Pooling::Mean)),
-        _ => Err(refuse(format!(
-            "{path}/config.json asks for another pooling than one of cls and mean"
-        ))),
-    }
-}
-
-fn splade_pooling(dir: &Path, path: &str, refuse: &impl Fn(String) -> Error) -> Result<(), Error> {
-    let file = dir.join(sub_folder(path, refuse)?).join("config.json");
-    let Some(raw) = read_json::<RawSpladePooling>(&file)? else { return Ok(()) };
-    let strategy = raw.pooling_strategy.as_deref().unwrap_or("max");
-    let activation = raw.activation_function.as_deref().unwrap_or("relu");
-    if (strategy, activation) == ("max", "relu") {
-        return Ok(());
-    }
-    Err(refuse(format!(
-        "{path} pools by `{strategy}` of `{activation}`; max of log(1 + relu) is supported"
-    )))
-}
-
-/// A folder name from `modules.json`, which must not lead out of the model folder.
-fn sub_folder<'a>(path: &'a str, refuse: &impl Fn(String) -> Error) -> Result<&'a str, Error> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if path.chars().all(plain) {
-        return Ok(path);
-    }
-    Err(refuse(format!("modules.json names the folder `{}`", path.escape_debug())))
+    Ok(HeadConfig::Vectors { dense: pooled, tokens })
 }
 
 /// Tokens of a text by default, and at most.
@@ -451,7 +481,7 @@ fn lengths(
     const LEAST: usize = 8;
     let path = dir.join("tokenizer_config.json");
     let tokenizer: RawTokenizerConfig = read_json(&path)?.unwrap_or_default();
-    let mut limit = encoder.positions - encoder.first_position;
+    let mut limit = encoder.tokens();
     // Models without a limit say 1e30 here.
     if let Some(length) = tokenizer.model_max_length.filter(|length| *length < 1e9) {
         limit = limit.min(length.max(0.0) as usize);
@@ -464,18 +494,6 @@ fn lengths(
     }
     let own = sentence_bert.max_seq_length.unwrap_or(limit);
     Ok((own.min(limit).clamp(LEAST, DEFAULT_MAX_LENGTH.min(limit)), limit))
-}
-
-/// The prompts for documents and for queries, as sentence-transformers chooses them.
-fn prompts(dir: &Path) -> Result<(String, String), Error> {
-    let raw: RawSentenceTransformers =
-        read_json(&dir.join("config_sentence_transformers.json"))?.unwrap_or_default();
-    let find = |names: &[&str]| {
-        let default = raw.default_prompt_name.as_deref();
-        let mut names = names.iter().copied().chain(default);
-        names.find_map(|name| raw.prompts.get(name)).cloned().flatten().unwrap_or_default()
-    };
-    Ok((find(&["document", "passage", "corpus"]), find(&["query"])))
 }
 
 fn missing(dir: &Path, file: &str) -> Error {
@@ -527,11 +545,15 @@ mod tests {
         read(files).unwrap_err().to_string()
     }
 
+    fn vectors(pooling: Pooling, normalize: bool) -> HeadConfig {
+        let dense = Pooled { pooling, projection: None, normalize };
+        HeadConfig::Vectors { dense, tokens: TokenHeads::None }
+    }
+
     #[test]
     fn a_bare_encoder_is_mean_pooled_and_normalised() {
         let folder = read(&[]).unwrap();
-        let expected = HeadConfig::Pooled { pooling: Pooling::Mean, normalize: true };
-        assert_eq!(folder.head, expected);
+        assert_eq!(folder.head, vectors(Pooling::Mean, true));
         assert_eq!(folder.spec.dense_dim, Some(8));
         assert_eq!((folder.spec.max_length, folder.spec.max_length_limit), (512, 512));
     }
@@ -542,13 +564,11 @@ mod tests {
             {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]"#;
         let cls = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#;
         let folder = read(&[("modules.json", modules), ("1_Pooling/config.json", cls)]).unwrap();
-        let expected = HeadConfig::Pooled { pooling: Pooling::First, normalize: false };
-        assert_eq!(folder.head, expected);
+        assert_eq!(folder.head, vectors(Pooling::First, false));
 
         let newer = r#"{"pooling_mode": "mean", "include_prompt": true}"#;
         let folder = read(&[("1_Pooling/config.json", newer)]).unwrap();
-        let expected = HeadConfig::Pooled { pooling: Pooling::Mean, normalize: true };
-        assert_eq!(folder.head, expected);
+        assert_eq!(folder.head, vectors(Pooling::Mean, true));
 
         assert!(reason(&[("modules.json", modules)]).contains("1_Pooling/config.json"));
         let both = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#;
@@ -557,8 +577,69 @@ mod tests {
         assert!(reason(&[("1_Pooling/config.json", max)]).contains("cls and mean"));
         let dense = r#"[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#;
         assert!(reason(&[("modules.json", dense)]).contains("`Dense`"));
+        let lstm = r#"[{"type": "sentence_transformers.models.LSTM", "path": "1_LSTM"}]"#;
+        assert!(reason(&[("modules.json", lstm)]).contains("`LSTM`"));
         let out = r#"[{"type": "sentence_transformers.models.Pooling", "path": "../x"}]"#;
         assert!(reason(&[("modules.json", out)]).contains("../x"));
+    }
+
+    #[test]
+    fn a_layer_behind_the_pooling_gives_the_width() {
+        let module = |kind: &str, path: &str| {
+            format!(r#"{{"type": "sentence_transformers.models.{kind}", "path": "{path}"}}"#)
+        };
+        let [transformer, pooling, dense] =
+            [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
+                .map(|(kind, path)| module(kind, path));
+        let list = format!("[{transformer}, {pooling}, {dense}]");
+        let mean = r#"{"pooling_mode_mean_tokens": true}"#;
+        let with = |config: &str| {
+            read(&[
+                ("modules.json", &list),
+                ("1_Pooling/config.json", mean),
+                ("2_Dense/config.json", config),
+                ("2_Dense/model.safetensors", ""),
+            ])
+        };
+        let identity = r#"{"in_features": 8, "out_features": 20, "bias": true,
+            "activation_function": "torch.nn.modules.linear.Identity"}"#;
+        assert_eq!(with(identity).unwrap().spec.dense_dim, Some(20));
+        let narrow = with(&identity.replace("\"in_features\": 8", "\"in_features\": 9"));
+        assert!(narrow.unwrap_err().to_string().contains("takes 9"));
+        let relu = with(&identity.replace("Identity", "ReLU")).unwrap_err().to_string();
+        assert!(relu.contains("`ReLU`"), "{relu}");
+    }
+
+    #[test]
+    fn gte_says_how_positions_turn_and_what_is_not_understood_of_it_is_refused() {
+        let config = |more: &str| {
+            format!(
+                r#"{{"architectures": ["NewForTokenClassification"], "model_type": "new",
+                "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "intermediate_size": 16, "type_vocab_size": 1,
+                "max_position_embeddings": 8192, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
+                "rope_theta": 20000, "id2label": {{"0": "LABEL_0"}}, {more}}}"#
+            )
+        };
+        let with = |more: &str| read(&[("config.json", &config(more))]);
+        let folder = with(r#""rope_scaling": {"factor": 8.0, "type": "ntk"}"#).unwrap();
+        let rotary = Rotary { base: 20_000.0, stretch: 8.0 };
+        let form = Form::Gte { positions: 8192, rotary, packed: true };
+        assert_eq!(folder.encoder.form, form);
+        let spec = folder.spec;
+        assert_eq!((spec.dense_dim, spec.sparse_dim, spec.colbert), (Some(8), Some(30), false));
+        assert_eq!((spec.max_length, spec.max_length_limit), (512, 8192));
+        for (more, reason) in [
+            (r#""rope_scaling": {"factor": 8.0, "type": "yarn"}"#, "yarn"),
+            (r#""rope_scaling": {"factor": 8.0, "type": "ntk", "mixed_b": 0.6}"#, "ntk"),
+            (r#""rope_scaling": {"factor": 0.0, "type": "ntk"}"#, "factor 0"),
+            (r#""layer_norm_type": "rms_norm""#, "rms_norm"),
+            (r#""logn_attention_scale": true"#, "logn_attention_scale"),
+            (r#""position_embedding_type": "absolute""#, "absolute"),
+        ] {
+            let error = with(more).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 
     #[test]
@@ -578,19 +659,6 @@ mod tests {
         assert_eq!((spec.max_length, spec.max_length_limit), (512, 8192));
         let none = ("tokenizer_config.json", r#"{"model_max_length": -5}"#);
         assert!(reason(&[none]).contains("0 tokens"));
-    }
-
-    #[test]
-    fn declared_prompts_belong_to_documents_and_queries() {
-        let prompts = r#"{"prompts": {"query": "query: ", "passage": "passage: "}}"#;
-        let spec = read(&[("config_sentence_transformers.json", prompts)]).unwrap().spec;
-        assert_eq!((&*spec.insert_prompt, &*spec.search_prompt), ("passage: ", "query: "));
-        let default = r#"{"prompts": {"all": "text: "}, "default_prompt_name": "all"}"#;
-        let spec = read(&[("config_sentence_transformers.json", default)]).unwrap().spec;
-        assert_eq!((&*spec.insert_prompt, &*spec.search_prompt), ("text: ", "text: "));
-        let none = r#"{"prompts": {}, "default_prompt_name": null}"#;
-        let spec = read(&[("config_sentence_transformers.json", none)]).unwrap().spec;
-        assert_eq!((&*spec.insert_prompt, &*spec.search_prompt), ("", ""));
     }
 
     #[test]
