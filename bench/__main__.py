@@ -34,6 +34,10 @@ FILTER_WIDTH, TWO_THREADS_WIDTH = 128, 64
 SPARSE_WIDTHS = {OURS: (0, 10, 20, 30, 40), "qdrant-sparse": (0,), "seismic": (4, 6, 8, 10, 12, 20, 40, 60)}
 
 
+class Refused(Exception):
+    """A peer cannot index the data; says why."""
+
+
 class Peer:
     """A process that has built its index and waits for commands."""
 
@@ -43,6 +47,9 @@ class Peer:
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=data.ROOT
         )
         self.built = self._answer()
+        if reason := self.built.get("refused"):
+            self.end()
+            raise Refused(reason)
         print(f"   {name}: built in {self.built['build_cpu_s']:.1f} s of CPU time", flush=True)
 
     def _answer(self) -> dict:
@@ -65,11 +72,17 @@ class Peer:
 class Field:
     """Those who search one field; they end together."""
 
-    def __init__(self, folder: Path, field: str, peers: list[str], *options: str):
+    def __init__(self, folder: Path, field: str, peers: list[str], absent: dict[str, str], *options: str):
+        """Peers that cannot index the field are left out; `absent` gets the reason."""
         print(f"== {field} {' '.join(options)}".rstrip(), flush=True)
         ours = [binary(), "bench", "index", folder, "--field", field, *options]
         self.peers = [Peer(OURS, ours)]
-        self.peers += [Peer(name, [sys.executable, "-m", "bench.peer", name, folder, field]) for name in peers]
+        for name in peers:
+            try:
+                self.peers.append(Peer(name, [sys.executable, "-m", "bench.peer", name, folder, field]))
+            except Refused as refused:
+                absent[f"{name} on {field}"] = str(refused)
+                print(f"   {name} is left out: {refused}", flush=True)
 
     def __enter__(self) -> list[Peer]:
         return self.peers
@@ -99,10 +112,10 @@ class Rounds:
         ]
 
 
-def dense(folder: Path, peers: list[str], rounds: int) -> dict:
+def dense(folder: Path, peers: list[str], rounds: int, absent: dict[str, str]) -> dict:
     curves, filtered, both = Rounds(), Rounds(), Rounds()
     masks = sorted(folder.glob("mask_*.npy"))
-    with Field(folder, "dense", peers) as processes:
+    with Field(folder, "dense", peers, absent) as processes:
         for number in range(rounds):
             for at in range(len(WIDTHS)):
                 for peer in processes:
@@ -130,18 +143,18 @@ def dense(folder: Path, peers: list[str], rounds: int) -> dict:
     }
 
 
-def flat(folder: Path, peers: list[str], rounds: int) -> dict:
+def flat(folder: Path, peers: list[str], rounds: int, absent: dict[str, str]) -> dict:
     found = Rounds()
-    with Field(folder, "dense", peers, "--flat") as processes:
+    with Field(folder, "dense", peers, absent, "--flat") as processes:
         for _ in range(rounds):
             for peer in processes:
                 found.add((peer.name,), peer.search(0, "gt_dense.npy"))
     return {"rows": found.rows("peer")}
 
 
-def sparse(folder: Path, field: str, peers: list[str], rounds: int) -> dict:
+def sparse(folder: Path, field: str, peers: list[str], rounds: int, absent: dict[str, str]) -> dict:
     found = Rounds()
-    with Field(folder, field, peers) as processes:
+    with Field(folder, field, peers, absent) as processes:
         for number in range(rounds):
             for peer in processes:
                 for width in SPARSE_WIDTHS[peer.name]:
@@ -211,10 +224,10 @@ def main() -> None:
     load, began = os.getloadavg()[0], time.monotonic()
     chosen = lambda kind: [name for name in wanted if name in kind]  # noqa: E731
     run = {
-        "dense": dense(folder, chosen(DENSE), args.rounds),
-        "flat": flat(folder, chosen(FLAT), args.rounds),
+        "dense": dense(folder, chosen(DENSE), args.rounds, absent),
+        "flat": flat(folder, chosen(FLAT), args.rounds, absent),
         "sparse": {
-            field: sparse(folder, field, chosen(SPARSE), args.rounds)
+            field: sparse(folder, field, chosen(SPARSE), args.rounds, absent)
             for field in ("splade", "bm25")
             if (folder / f"{field}.npy").exists()
         },

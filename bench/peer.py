@@ -318,7 +318,12 @@ def main() -> None:
     read = (lambda part: np.load(folder / f"{part}.npy")) if field == "dense" else (lambda part: load_sparse(folder, part))
     rows, queries = read(field), read(f"{field}_q")
     before, cpu, wall = resident_mb(), time.process_time(), time.perf_counter()
-    peer = PEERS[name](rows, folder)
+    try:
+        peer = PEERS[name](rows, folder)
+    except ValueError as error:
+        # Data that it cannot hold.
+        say(refused=str(error))
+        return
     say(
         build_cpu_s=time.process_time() - cpu,
         build_wall_s=time.perf_counter() - wall,
