@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! hub        a repository's files, by revision, verified, resumed where they broke off
-//! provider   texts to vectors and to scores, by the services that Milvus knows
+//! function   what a function with a provider declares, and how each provider is spoken to
+//! provider   texts to vectors and to scores: who may be called, with which key, how often
 //! http       one client: TLS, time limits, bodies with a bound, errors without secrets
 //! ```
 //!
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod function;
 mod http;
 mod hub;
 mod patience;
@@ -20,7 +22,8 @@ mod provider;
 mod secret;
 
 pub use error::Error;
+pub use function::{Embedding, Purpose, Rerank};
 pub use hub::{Checksum, Hub, Progress, RemoteFile, Snapshot};
 pub use patience::Patience;
-pub use provider::{Embedding, Options as ProviderOptions, Providers, Purpose, Rerank};
+pub use provider::{Options as ProviderOptions, Providers};
 pub use secret::Secret;
