@@ -3,14 +3,13 @@
 #[path = "common/random.rs"]
 mod random;
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use arrow_buffer::Buffer;
 use criterion::{Criterion, criterion_group, criterion_main};
 use elanus_index::{
-    Cancel, Elem, FlatIndex, HnswIndex, HnswParams, Metric, Progress, Query, RowMask, SearchParams,
-    Sections, VectorIndex, Vectors,
+    Cancel, Elem, FlatIndex, HnswIndex, HnswParams, InMemory, Metric, Progress, Query, RowMask,
+    SearchParams, VectorIndex, Vectors,
 };
 
 use random::Random;
@@ -43,17 +42,6 @@ fn rows(random: &mut Random, count: usize) -> Vec<u8> {
     bytes
 }
 
-struct InMemory(HashMap<&'static str, Buffer>);
-
-impl Sections for InMemory {
-    fn section(&self, name: &str) -> Option<Buffer> {
-        self.0.get(name).cloned()
-    }
-    fn rows(&self) -> usize {
-        ROWS
-    }
-}
-
 fn hnsw(criterion: &mut Criterion) {
     let mut random = Random(42);
     let vectors = Vectors::new(Buffer::from_vec(rows(&mut random, ROWS)), Elem::F32, DIM);
@@ -67,8 +55,7 @@ fn hnsw(criterion: &mut Criterion) {
     let built = HnswIndex::build(&vectors, Metric::Ip, &params, &Progress::default(), &cancel)
         .expect("a build");
     eprintln!("hnsw build: {:.1} s", started.elapsed().as_secs_f32());
-    let sections = built.into_iter().map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)));
-    let sections = InMemory(sections.collect());
+    let sections = InMemory::new(built, ROWS);
     let index = HnswIndex::open(&sections, vectors.clone(), Metric::Ip).expect("as built");
 
     let flat = FlatIndex::new(vectors, Metric::Ip);

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use arrow_buffer::{Buffer, OffsetBuffer};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use elanus_index::{
-    Cancel, Query, RowMask, SearchParams, Sections, SparseIndex, SparseRow, SparseScan, VectorIndex,
+    Cancel, InMemory, Query, RowMask, SearchParams, SparseIndex, SparseRow, SparseScan, VectorIndex,
 };
 
 use random::Random;
@@ -25,17 +25,6 @@ fn row(random: &mut Random, count: usize, skew: f32) -> Vec<u8> {
     entries.iter().flat_map(|(id, w)| [id.to_le_bytes(), w.to_le_bytes()].concat()).collect()
 }
 
-struct InMemory(HashMap<&'static str, Buffer>, usize);
-
-impl Sections for InMemory {
-    fn section(&self, name: &str) -> Option<Buffer> {
-        self.0.get(name).cloned()
-    }
-    fn rows(&self) -> usize {
-        self.1
-    }
-}
-
 fn sparse(criterion: &mut Criterion) {
     let params = SearchParams { k: 10, ..SearchParams::default() };
     let cancel = Cancel::never();
@@ -47,11 +36,8 @@ fn sparse(criterion: &mut Criterion) {
             queries.iter().map(|q| Query::Sparse(SparseRow::parse(q).expect("a row"))).collect();
         let all = RowMask::all(count);
         let build = || SparseIndex::build(rows.iter().map(|row| SparseRow::trusted(row)));
-        let sections: HashMap<_, _> = build()
-            .into_iter()
-            .map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)))
-            .collect();
-        let bytes: usize = sections.values().map(Buffer::len).sum();
+        let sections = InMemory::new(build(), count);
+        let bytes = sections.bytes();
         let postings: usize = rows.iter().map(|row| row.len() / 8).sum();
         let touched: usize = {
             let mut of_id = HashMap::<u32, usize>::new();
@@ -70,7 +56,7 @@ fn sparse(criterion: &mut Criterion) {
         let offsets = OffsetBuffer::<i64>::from_lengths(rows.iter().map(Vec::len));
         let values = Buffer::from_vec(rows.concat());
         let column = || SparseScan::new(offsets.inner().clone(), values.clone());
-        let index = SparseIndex::open(&InMemory(sections, count), column()).expect("as built");
+        let index = SparseIndex::open(&sections, column()).expect("as built");
         let mut group = criterion.benchmark_group(format!("sparse {count}"));
         group.throughput(Throughput::Elements(touched as u64));
         let mut next = queries.iter().cycle();

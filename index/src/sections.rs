@@ -2,6 +2,8 @@
 //!
 //! The container (a checksummed file, a map, a buffer in a test) belongs to the caller.
 
+use std::collections::HashMap;
+
 use arrow_buffer::{ArrowNativeType, Buffer, ScalarBuffer};
 
 use crate::Error;
@@ -12,6 +14,38 @@ pub trait Sections {
     fn section(&self, name: &str) -> Option<Buffer>;
     /// Rows of the segment that the index covers.
     fn rows(&self) -> usize;
+}
+
+/// Sections as they were built, in memory: an index that no file holds.
+#[derive(Debug, Clone)]
+pub struct InMemory {
+    pub(crate) sections: HashMap<&'static str, Buffer>,
+    pub(crate) rows: usize,
+}
+
+impl InMemory {
+    /// Of what a build returned for a segment of so many rows.
+    #[must_use]
+    pub fn new(built: Vec<(&'static str, Vec<u8>)>, rows: usize) -> Self {
+        // Copied, because the bytes of a vector lie anywhere.
+        let aligned = |(name, bytes): (_, Vec<u8>)| (name, Buffer::from_slice_ref(&bytes));
+        Self { sections: built.into_iter().map(aligned).collect(), rows }
+    }
+
+    /// Bytes of all sections.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.sections.values().map(Buffer::len).sum()
+    }
+}
+
+impl Sections for InMemory {
+    fn section(&self, name: &str) -> Option<Buffer> {
+        self.sections.get(name).cloned()
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
 }
 
 /// The section `name` as a slice of `T`.

@@ -308,7 +308,7 @@ impl Hub {
             }
             _ => return Err(self.refused(response, url).await),
         };
-        let announced = content_length(response.headers()).map(|bytes| bytes + from);
+        let announced = content_length(response.headers()).map(|bytes| bytes.saturating_add(from));
         let bytes = file.bytes.or(linked.bytes).or(announced);
         let bytes = bytes.ok_or_else(|| garbage("it does not tell the size".to_owned()))?;
         let own = checksum_of(response.headers());

@@ -28,6 +28,9 @@ const PARALLEL: usize = 4;
 /// Bytes of an answer that are neither numbers nor scores.
 const OVERHEAD_BYTES: usize = 1 << 20;
 
+/// The largest answer that is read, however many vectors it should hold.
+const ANSWER_BYTES: usize = 256 << 20;
+
 /// The most bytes that a number takes in JSON, with what stands around it.
 const NUMBER_BYTES: usize = 32;
 
@@ -193,6 +196,7 @@ impl Providers {
 
     async fn post(&self, there: &Destination, body: Value, limit: usize) -> Result<Vec<u8>, Error> {
         let url = shown(&there.url);
+        let limit = limit.min(ANSWER_BYTES);
         let slot = self.slots.acquire().await;
         let _slot = slot.map_err(|_| Error::Invalid("the node is shutting down".to_owned()))?;
         let patience = self.options.patience;

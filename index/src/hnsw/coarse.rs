@@ -12,6 +12,7 @@
 use arrow_buffer::Buffer;
 use rayon::prelude::*;
 
+use super::lines::{LINE, Lines};
 use super::space::ROWS_AT_ONCE;
 use crate::Row;
 use crate::kernel::{self, NIBBLES, NibbleKernel, Step};
@@ -21,8 +22,6 @@ use crate::kernel::{self, NIBBLES, NibbleKernel, Step};
 const STEP: f32 = 255.0 / 15.0 * 0.68;
 /// The code that half byte 0 stands for; 7.5 is the middle.
 const FIRST: f32 = 127.5 - 7.5 * STEP;
-/// Bytes of a cache line.
-const LINE: usize = size_of::<Step>();
 /// The largest absolute value of a query's dimension.
 const QUERY_LEVELS: f32 = 127.0;
 /// 1,024 rows for one thread at a time.
@@ -31,9 +30,7 @@ const ROWS_AT_A_TIME: usize = 1024;
 /// All rows of a segment in half bytes.
 #[derive(Debug)]
 pub(super) struct Coarse {
-    bytes: Buffer,
-    stride: usize,
-    centred: bool,
+    lines: Lines,
     dot: NibbleKernel,
 }
 
@@ -54,24 +51,23 @@ pub(super) fn stride(dim: usize, centred: bool) -> usize {
 }
 
 impl Coarse {
-    /// Of rows of codes that lie `code_stride` bytes apart; `bias` tells what is to be added to
+    /// Of the `rows` of `codes`, which have `dim` dimensions; `bias` tells what is to be added to
     /// the score of a row, given what its half bytes stand for, in codes.
     pub(super) fn of(
-        codes: &[u8],
-        (code_stride, dim): (usize, usize),
+        codes: &Lines,
+        (rows, dim): (usize, usize),
         bias: Option<&(impl Fn(Row, &[f32]) -> f32 + Sync)>,
     ) -> Self {
         let halves: [u8; 256] =
             std::array::from_fn(|code| ((code as f32 - FIRST) / STEP + 0.5).clamp(0.0, 15.0) as u8);
         let stride = stride(dim, bias.is_some());
-        let rows = codes.len() / code_stride.max(1);
         let mut bytes = vec![0; rows * stride];
         let pieces = bytes.par_chunks_mut((ROWS_AT_A_TIME * stride).max(1)).enumerate();
         pieces.for_each(|(piece, coarse)| {
             let from = piece * ROWS_AT_A_TIME;
             let mut meant = vec![0.0; dim];
-            let codes = codes[from * code_stride..].chunks_exact(code_stride);
-            for ((row, code), coarse) in (from..).zip(codes).zip(coarse.chunks_exact_mut(stride)) {
+            for (row, coarse) in (from as Row..).zip(coarse.chunks_exact_mut(stride)) {
+                let code = codes.row(row);
                 for (at, code) in code[..dim].iter().enumerate() {
                     let half = halves[usize::from(*code)];
                     meant[at] = FIRST + STEP * f32::from(half);
@@ -79,7 +75,7 @@ impl Coarse {
                     coarse[at / NIBBLES * LINE + at % LINE] |= half << shift;
                 }
                 if let (Some(bias), Some(place)) = (bias, coarse.last_chunk_mut()) {
-                    *place = bias(row as Row, &meant).to_le_bytes();
+                    *place = bias(row, &meant).to_le_bytes();
                 }
             }
         });
@@ -88,28 +84,17 @@ impl Coarse {
 
     /// Of the bytes of [`Coarse::into_bytes`].
     pub(super) fn open(bytes: Buffer, stride: usize, centred: bool) -> Self {
-        Self { bytes, stride, centred, dot: kernel::nibble_dot() }
+        Self { lines: Lines::new(bytes, stride, centred), dot: kernel::nibble_dot() }
     }
 
     pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.bytes.into_vec().unwrap_or_else(|shared| shared.to_vec())
+        self.lines.into_bytes()
     }
 
+    /// The rows.
     #[inline]
-    fn row(&self, row: Row) -> &[u8] {
-        let start = row as usize * self.stride;
-        &self.bytes.as_slice()[start..start + self.stride]
-    }
-
-    /// Cache lines of a row.
-    pub(super) fn lines(&self) -> usize {
-        self.stride / LINE
-    }
-
-    /// Asks for a row's bytes.
-    #[inline]
-    pub(super) fn prefetch(&self, row: Row) {
-        kernel::prefetch(self.row(row), self.lines());
+    pub(super) fn lines(&self) -> &Lines {
+        &self.lines
     }
 
     /// Makes a query of `weights`, what a step of a code adds to a score in each dimension;
@@ -129,7 +114,7 @@ impl Coarse {
         prepared.factor = STEP * largest / QUERY_LEVELS;
         prepared.constant = constant + FIRST * sum;
         prepared.steps.clear();
-        prepared.steps.resize(self.lines() * 2, Step::ZERO);
+        prepared.steps.resize(self.lines.per_row() * 2, Step::ZERO);
         let places = prepared.steps.iter_mut().flat_map(|step| &mut step.0);
         for (place, weight) in places.zip(weights) {
             // Rounded by cutting off the fraction of a positive number.
@@ -140,7 +125,7 @@ impl Coarse {
     /// The score of a row, by its half bytes.
     #[inline]
     pub(super) fn score(&self, query: &Prepared, row: Row) -> f32 {
-        let code = self.row(row);
+        let code = self.lines.row(row);
         self.finish(query, code, (self.dot.one)(&query.steps, code))
     }
 
@@ -151,17 +136,13 @@ impl Coarse {
         query: &Prepared,
         rows: [Row; ROWS_AT_ONCE],
     ) -> [f32; ROWS_AT_ONCE] {
-        let codes = rows.map(|row| self.row(row));
+        let codes = rows.map(|row| self.lines.row(row));
         let dots = (self.dot.four)(&query.steps, codes);
         std::array::from_fn(|at| self.finish(query, codes[at], dots[at]))
     }
 
     #[inline]
     fn finish(&self, query: &Prepared, code: &[u8], dot: i32) -> f32 {
-        let bias = match code.last_chunk() {
-            Some(bias) if self.centred => f32::from_le_bytes(*bias),
-            Some(_) | None => 0.0,
-        };
-        dot as f32 * query.factor + query.constant + bias
+        dot as f32 * query.factor + query.constant + self.lines.number(code)
     }
 }

@@ -17,13 +17,12 @@ use rayon::prelude::*;
 
 use super::coarse::{self, Coarse};
 use super::layout::{CENTRE, COARSE, CODES, OFFSETS, STEPS};
+use super::lines::{LINE, Lines};
 use super::space::ROWS_AT_ONCE;
 use crate::kernel::{self, CodeKernel, Step};
 use crate::sections::typed;
 use crate::{Cancel, Elem, Error, Metric, Row, Sections, Vectors};
 
-/// Rows are padded to whole cache lines, which the kernel reads one at a time.
-const LINE: usize = size_of::<Step>();
 /// 10,000 rows, evenly spread, from which limits are taken.
 const SAMPLE: usize = 10_000;
 /// 1,024 rows between looks at the clock, and for one thread at a time: a few milliseconds.
@@ -51,8 +50,7 @@ struct Scale {
 #[derive(Debug)]
 pub(super) struct Codes {
     scale: Scale,
-    bytes: Buffer,
-    stride: usize,
+    lines: Lines,
     dot: CodeKernel,
     coarse: Option<Coarse>,
 }
@@ -230,13 +228,13 @@ impl Codes {
             }
             Ok(())
         })?;
-        let bytes = Buffer::from_vec(bytes);
-        Ok(Self { scale, bytes, stride, dot: kernel::code_dot(), coarse: None })
+        let lines = Lines::new(Buffer::from_vec(bytes), stride, scale.is_centred());
+        Ok(Self { scale, lines, dot: kernel::code_dot(), coarse: None })
     }
 
     /// Makes coarse rows, or drops them.
     pub(super) fn set_coarse(&mut self, wanted: bool) {
-        let Self { scale, bytes, stride, .. } = self;
+        let Self { scale, lines, .. } = self;
         let limits = || scale.offsets.iter().zip(&*scale.steps);
         let bias = |row: Row, meant: &[f32]| match scale.metric {
             Metric::L2 => {
@@ -245,13 +243,12 @@ impl Codes {
             }
             // What is taken from a product by moving the row does not depend on rounding.
             Metric::Ip | Metric::Cosine | Metric::Hamming | Metric::Jaccard => {
-                let end = (row as usize + 1) * *stride;
-                bytes[..end].last_chunk().map_or(0.0, |bias| f32::from_le_bytes(*bias))
+                lines.number(lines.row(row))
             }
         };
         let bias = scale.is_centred().then_some(&bias);
-        let dim = scale.steps.len();
-        self.coarse = wanted.then(|| Coarse::of(bytes, (*stride, dim), bias));
+        let sizes = (lines.iter().len(), scale.steps.len());
+        self.coarse = wanted.then(|| Coarse::of(lines, sizes, bias));
     }
 
     /// The coarse rows, if there are any.
@@ -263,7 +260,7 @@ impl Codes {
     /// The sections to open the same codes from; empty ones say that there are none.
     pub(super) fn into_sections(codes: Option<Self>) -> [(&'static str, Vec<u8>); 5] {
         let names = [OFFSETS, STEPS, CENTRE, CODES, COARSE];
-        let Some(Self { scale, bytes, coarse, .. }) = codes else {
+        let Some(Self { scale, lines, coarse, .. }) = codes else {
             return names.map(|name| (name, Vec::new()));
         };
         let floats = |floats: &ScalarBuffer<f32>| floats.inner().to_vec();
@@ -271,8 +268,7 @@ impl Codes {
             (OFFSETS, floats(&scale.offsets)),
             (STEPS, floats(&scale.steps)),
             (CENTRE, floats(&scale.centre)),
-            // Freshly encoded codes are handed over without a copy.
-            (CODES, bytes.into_vec().unwrap_or_else(|shared| shared.to_vec())),
+            (CODES, lines.into_bytes()),
             (COARSE, coarse.map(Coarse::into_bytes).unwrap_or_default()),
         ]
     }
@@ -317,29 +313,19 @@ impl Codes {
             )));
         }
         let coarse = (!coarse.is_empty()).then(|| Coarse::open(coarse, coarse_stride, centred));
-        Ok(Some(Self { scale, bytes, stride, dot: kernel::code_dot(), coarse }))
+        let lines = Lines::new(bytes, stride, centred);
+        Ok(Some(Self { scale, lines, dot: kernel::code_dot(), coarse }))
     }
 
+    /// The rows.
     #[inline]
-    fn row(&self, row: Row) -> &[u8] {
-        let start = row as usize * self.stride;
-        &self.bytes.as_slice()[start..start + self.stride]
-    }
-
-    /// Cache lines of a row.
-    pub(super) fn lines(&self) -> usize {
-        self.stride / LINE
-    }
-
-    /// Asks for a row's bytes.
-    #[inline]
-    pub(super) fn prefetch(&self, row: Row) {
-        kernel::prefetch(self.row(row), self.lines());
+    pub(super) fn lines(&self) -> &Lines {
+        &self.lines
     }
 
     /// Makes a query of `numbers`, as [`numbers()`] gives them.
     pub(super) fn prepare(&self, numbers: &mut [f32], prepared: &mut Prepared) {
-        prepared.clear(self.lines());
+        prepared.clear(self.lines.per_row());
         self.scale.to_centre(numbers);
         self.scale.prepare(numbers, prepared);
         if let Some(coarse) = &self.coarse {
@@ -353,9 +339,9 @@ impl Codes {
     pub(super) fn prepare_row(&self, row: Row, numbers: &mut Vec<f32>, prepared: &mut Prepared) {
         numbers.clear();
         let limits = self.scale.offsets.iter().zip(&*self.scale.steps);
-        let decoded = self.row(row).iter().zip(limits);
+        let decoded = self.lines.row(row).iter().zip(limits);
         numbers.extend(decoded.map(|(code, (offset, step))| f32::from(*code) * step + offset));
-        prepared.clear(self.lines());
+        prepared.clear(self.lines.per_row());
         self.scale.prepare(numbers, prepared);
     }
 
@@ -384,7 +370,7 @@ impl Codes {
     /// The approximate score of a row.
     #[inline]
     pub(super) fn score(&self, query: &Prepared, row: Row) -> f32 {
-        let code = self.row(row);
+        let code = self.lines.row(row);
         self.finish(query, code, (self.dot.one)(&query.high, &query.low, code))
     }
 
@@ -395,18 +381,14 @@ impl Codes {
         query: &Prepared,
         rows: [Row; ROWS_AT_ONCE],
     ) -> [f32; ROWS_AT_ONCE] {
-        let codes = rows.map(|row| self.row(row));
+        let codes = rows.map(|row| self.lines.row(row));
         let dots = (self.dot.four)(&query.high, &query.low, codes);
         std::array::from_fn(|at| self.finish(query, codes[at], dots[at]))
     }
 
     #[inline]
     fn finish(&self, query: &Prepared, code: &[u8], dot: f32) -> f32 {
-        let bias = match code.last_chunk() {
-            Some(bias) if self.scale.is_centred() => f32::from_le_bytes(*bias),
-            Some(_) | None => 0.0,
-        };
-        dot * query.factor + query.constant + bias
+        dot * query.factor + query.constant + self.lines.number(code)
     }
 }
 

@@ -11,6 +11,7 @@ mod coarse;
 mod codes;
 mod graph;
 mod layout;
+mod lines;
 mod params;
 mod search;
 mod space;

@@ -3,7 +3,9 @@
 
 use rayon::prelude::*;
 
+use super::coarse::Coarse;
 use super::codes::{Codes, Prepared, numbers};
+use super::lines::Lines;
 use crate::flat::Scorer;
 use crate::kernel;
 use crate::{Bounds, Cancel, Error, Metric, Row, Sections, TopK, Vectors};
@@ -217,27 +219,26 @@ impl Space {
         if score.is_nan() { f32::NEG_INFINITY } else { score }
     }
 
+    /// What [`Space::score`] reads; `None` where that is the rows themselves.
+    #[inline]
+    fn lines(&self, target: &Target) -> Option<&Lines> {
+        let codes = self.codes.as_ref()?;
+        let coarse = codes.coarse().filter(|_| target.is_coarse());
+        Some(coarse.map_or_else(|| codes.lines(), Coarse::lines))
+    }
+
     /// Asks for what [`Space::score`] reads of a row.
     #[inline]
     pub(super) fn prefetch(&self, target: &Target, row: Row) {
-        match &self.codes {
-            Some(codes) => match codes.coarse() {
-                Some(coarse) if target.by == By::HalfBytes => coarse.prefetch(row),
-                Some(_) | None => codes.prefetch(row),
-            },
+        match self.lines(target) {
+            Some(lines) => lines.prefetch(row),
             None => kernel::prefetch(self.vectors.row(row), LINES_AHEAD),
         }
     }
 
     /// How many times [`ROWS_AT_ONCE`] rows are asked for before the first are scored.
     pub(super) fn chunks_ahead(&self, target: &Target) -> usize {
-        let lines = match &self.codes {
-            Some(codes) => match codes.coarse() {
-                Some(coarse) if target.is_coarse() => coarse.lines(),
-                Some(_) | None => codes.lines(),
-            },
-            None => LINES_AHEAD,
-        };
+        let lines = self.lines(target).map_or(LINES_AHEAD, Lines::per_row);
         (LINES_ON_THEIR_WAY / ROWS_AT_ONCE / lines).max(1)
     }
 

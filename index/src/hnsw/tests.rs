@@ -8,26 +8,12 @@ use arrow_buffer::Buffer;
 use proptest::prelude::*;
 
 use super::*;
+use crate::sections::InMemory;
 use crate::testing::{Random, encode};
 use crate::{
     Bounds, Cancel, Elem, Error, FlatIndex, Hit, Metric, Progress, Query, Row, RowMask,
-    SearchParams, Sections, VectorIndex, Vectors,
+    SearchParams, VectorIndex, Vectors,
 };
-
-#[derive(Clone)]
-struct InMemory {
-    sections: HashMap<&'static str, Buffer>,
-    rows: usize,
-}
-
-impl Sections for InMemory {
-    fn section(&self, name: &str) -> Option<Buffer> {
-        self.sections.get(name).cloned()
-    }
-    fn rows(&self) -> usize {
-        self.rows
-    }
-}
 
 fn build(vectors: &Vectors, metric: Metric, params: &HnswParams) -> InMemory {
     let built = HnswIndex::build(vectors, metric, params, &Progress::default(), &Cancel::never());
@@ -35,9 +21,7 @@ fn build(vectors: &Vectors, metric: Metric, params: &HnswParams) -> InMemory {
 }
 
 fn in_memory(built: Result<Vec<(&'static str, Vec<u8>)>, Error>, rows: usize) -> InMemory {
-    let built = built.expect("a build");
-    let sections = built.into_iter().map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)));
-    InMemory { sections: sections.collect(), rows }
+    InMemory::new(built.expect("a build"), rows)
 }
 
 const PARAMS: HnswParams = HnswParams { m: 12, ef_construction: 100, seed: 1 };

@@ -1,6 +1,6 @@
 //! Scan and inverted index against adding up products one by one, and against damaged bytes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
@@ -8,40 +8,23 @@ use proptest::prelude::*;
 
 pub(crate) use super::row::encode;
 use super::*;
+use crate::sections::InMemory;
 use crate::testing::Random;
-use crate::{Bounds, Cancel, Error, Hit, Query, Row, RowMask, SearchParams, Sections, VectorIndex};
+use crate::{Bounds, Cancel, Error, Hit, Query, Row, RowMask, SearchParams, VectorIndex};
 
 pub(crate) type Entries = Vec<(u32, f32)>;
 
-/// Sections in memory, as a file would give them.
-struct InMemory {
-    sections: HashMap<&'static str, Buffer>,
-    rows: usize,
-}
-
-impl InMemory {
-    fn build(rows: &[Vec<u8>]) -> Self {
-        let built = SparseIndex::build(rows.iter().map(|row| SparseRow::trusted(row)));
-        let sections = built.into_iter().map(|(name, bytes)| (name, aligned(&bytes))).collect();
-        Self { sections, rows: rows.len() }
-    }
+fn built(rows: &[Vec<u8>]) -> InMemory {
+    let built = SparseIndex::build(rows.iter().map(|row| SparseRow::trusted(row)));
+    InMemory::new(built, rows.len())
 }
 
 fn aligned(bytes: &[u8]) -> Buffer {
     Buffer::from_slice_ref(bytes)
 }
 
-impl Sections for InMemory {
-    fn section(&self, name: &str) -> Option<Buffer> {
-        self.sections.get(name).cloned()
-    }
-    fn rows(&self) -> usize {
-        self.rows
-    }
-}
-
 pub(crate) fn index(rows: &[Vec<u8>]) -> SparseIndex {
-    SparseIndex::open(&InMemory::build(rows), scan(rows)).expect("as built")
+    SparseIndex::open(&built(rows), scan(rows)).expect("as built")
 }
 
 pub(crate) fn scan(rows: &[Vec<u8>]) -> SparseScan {
@@ -165,7 +148,7 @@ proptest! {
     ) {
         let random = &mut Random(seed);
         let rows: Vec<Vec<u8>> = (0..150).map(|_| encode(&entries(random, 40, 8, true))).collect();
-        let mut sections = InMemory::build(&rows);
+        let mut sections = built(&rows);
         for _ in 0..damages {
             damage(random, &mut sections);
         }
@@ -272,9 +255,9 @@ fn skewed(random: &mut Random, most: usize) -> Vec<u8> {
 fn leaving_postings_alone_changes_no_bit_of_the_answer() {
     let random = &mut Random(17);
     let rows: Vec<Vec<u8>> = (0..80_000).map(|_| skewed(random, 20)).collect();
-    let sections = InMemory::build(&rows);
+    let sections = built(&rows);
     // Files of the first format say nothing of what a term brings at most.
-    let mut first = InMemory { sections: sections.sections.clone(), rows: rows.len() };
+    let mut first = sections.clone();
     let mut meta = first.sections["sparse.meta"].to_vec();
     meta[..8].copy_from_slice(&1u64.to_le_bytes());
     first.sections.insert("sparse.meta", aligned(&meta));

@@ -1,16 +1,14 @@
 //! `elanus bench index`: an index without a server, which answers commands so that a driver can
 //! let it take turns with the libraries of others.
 
-use std::collections::HashMap;
 use std::io::BufRead;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use arrow_buffer::Buffer;
 use elanus_index::{
-    Cancel, Elem, FlatIndex, Hit, HnswIndex, HnswParams, Metric, Progress, Query, RowMask,
-    SearchParams, Sections, SparseIndex, SparseRow, SparseScan, VectorIndex,
+    Cancel, Elem, FlatIndex, Hit, HnswIndex, HnswParams, InMemory, Metric, Progress, Query,
+    RowMask, SearchParams, SparseIndex, SparseRow, SparseScan, VectorIndex,
 };
 use serde_json::{Value, json};
 
@@ -48,21 +46,6 @@ pub(super) struct Args {
     ef_construction: usize,
     #[arg(long, default_value_t = 42)]
     seed: u64,
-}
-
-/// Sections as a file would give them.
-struct InMemory {
-    sections: HashMap<&'static str, Buffer>,
-    rows: usize,
-}
-
-impl Sections for InMemory {
-    fn section(&self, name: &str) -> Option<Buffer> {
-        self.sections.get(name).cloned()
-    }
-    fn rows(&self) -> usize {
-        self.rows
-    }
 }
 
 /// Builds, then answers commands until there are no more.
@@ -105,10 +88,9 @@ fn build(args: &Args, rows: &Rows) -> Result<Box<dyn VectorIndex>> {
     let params = HnswParams { m: args.m, ef_construction: args.ef_construction, seed: args.seed };
     let mut bytes = 0;
     let mut in_memory = |built: Vec<(&'static str, Vec<u8>)>| {
-        bytes = built.iter().map(|(_, bytes)| bytes.len()).sum();
-        let sections =
-            built.into_iter().map(|(name, bytes)| (name, Buffer::from_slice_ref(&bytes)));
-        InMemory { sections: sections.collect(), rows: rows.len() }
+        let sections = InMemory::new(built, rows.len());
+        bytes = sections.bytes();
+        sections
     };
     let index: Box<dyn VectorIndex> = match rows {
         Rows::Dense(vectors) if args.flat => Box::new(FlatIndex::new(vectors.clone(), Metric::Ip)),
