@@ -6,6 +6,8 @@
 //! times the room of the dense vectors. A text costs a pass of the model, as with a cross-encoder,
 //! but equal texts of a batch cost one, and questions of several rankings meet no pair twice.
 
+use std::sync::Arc;
+
 use crate::{EmbedRequest, Embeddings, Error, Mode, ModelStore, Outputs};
 
 /// A question and the documents to score against it.
@@ -81,7 +83,7 @@ impl ModelStore {
             max_length,
             ..EmbedRequest::new(texts, outputs, mode)
         };
-        let question = self.embed(model, texts(vec![query], Mode::Search)).await?;
+        let question = Arc::new(self.embed(model, texts(vec![query], Mode::Search)).await?);
         let mut scores = Vec::with_capacity(docs.len());
         let mut docs = docs.into_iter();
         loop {
@@ -91,9 +93,13 @@ impl ModelStore {
             }
             let count = group.len();
             let found = self.embed(model, texts(group, Mode::Rerank)).await?;
-            let group: Vec<f32> =
-                (0..count).map(|doc| score(&question, &found, doc, weights)).collect();
-            scores.extend(group);
+            let question = Arc::clone(&question);
+            // Every token against every token is billions of products for long texts: nothing for
+            // the threads of the network.
+            let group = tokio::task::spawn_blocking(move || {
+                (0..count).map(|doc| score(&question, &found, doc, weights)).collect::<Vec<_>>()
+            });
+            scores.extend(group.await.map_err(|error| Error::Inference(error.to_string()))?);
         }
     }
 }

@@ -24,9 +24,8 @@ impl Node {
         let added = definition(request.function_schema)?;
         let (collection, id) = (&request.collection_name, request.collection_id);
         self.change_functions(ctx, collection, id, |schema| {
-            let name = added.name.clone();
-            schema.functions.push(added);
-            Ok(Some(name))
+            schema.functions.push(added.clone());
+            Ok(Some(added.name.clone()))
         })
         .await
     }
@@ -67,8 +66,8 @@ impl Node {
                 )));
             }
             let id = old.id;
-            schema.functions[at] = FunctionDef { id, ..altered };
-            Ok(Some(name))
+            schema.functions[at] = FunctionDef { id, ..altered.clone() };
+            Ok(Some(name.clone()))
         })
         .await
     }
@@ -97,24 +96,36 @@ impl Node {
         .await
     }
 
-    /// Changes the functions of a collection; `change` names the one that has to be looked at.
+    /// Changes the functions of a collection; `change` names the one whose model is asked whether
+    /// it fits. It is made twice: to ask, which may take a provider's while, and then, with nobody
+    /// else changing the list, to what the functions are by that time.
     async fn change_functions(
         &self,
         ctx: &Context,
         name: &str,
         id: i64,
-        change: impl FnOnce(&mut Schema) -> Result<Option<String>, Failure>,
+        change: impl Fn(&mut Schema) -> Result<Option<String>, Failure>,
     ) -> Result<Status, Failure> {
-        // The list is replaced as a whole: two changes at a time would lose one.
-        let _alone = self.plan.function_changes.lock().await;
-        let info = self.collection_to_alter(ctx, name, id)?;
-        let mut schema = info.schema.as_ref().clone();
-        let changed = change(&mut schema)?;
-        schema::check_functions_of(&mut schema, &self.limits)?;
-        if let Some(function) = schema.functions.iter().find(|f| Some(&f.name) == changed.as_ref())
-        {
+        let changed = || -> Result<_, Failure> {
+            let info = self.collection_to_alter(ctx, name, id)?;
+            let mut schema = info.schema.as_ref().clone();
+            let changed = change(&mut schema)?;
+            schema::check_functions_of(&mut schema, &self.limits)?;
+            Ok((info, schema, changed))
+        };
+        let (asked, schema, to_ask) = changed()?;
+        if let Some(function) = schema.functions.iter().find(|f| Some(&f.name) == to_ask.as_ref()) {
             let model = ModelFunction::of(function, &schema)?;
             model.check(&schema, self.engines()).await?;
+        }
+        // The list is replaced as a whole: two changes at a time would lose one.
+        let _alone = self.plan.function_changes.lock().await;
+        let (info, schema, _) = changed()?;
+        // Fields are only ever added, but under the name may be another collection by now.
+        if info.id != asked.id {
+            return Err(Failure::invalid(format!(
+                "collection {name} was replaced by another meanwhile"
+            )));
         }
         let change = CollectionChange::Functions(schema.functions);
         self.engine.alter_collection(&info.db, &info.name, change).await?;
