@@ -30,8 +30,9 @@ const INDEX: &str = "model.safetensors.index.json";
 /// What the files of drafts begin with.
 const DRAFT: &str = ".draft";
 
-/// Those of a repository's files that the engine reads: configuration, tokenizer, heads, the configuration of
-/// modules (`1_Pooling/config.json`), and the weights in one form. Weights come last.
+/// Those of a repository's files that the engine reads: configuration, tokenizer, heads, modules
+/// (`1_Pooling/config.json`, `2_Dense` with its weights), and the weights in one form. The encoder's
+/// weights come last.
 ///
 /// # Errors
 /// [`Error::Load`] names the file that every model needs and that is not among them.
@@ -45,13 +46,15 @@ pub fn needed<'a>(name: &str, files: &[&'a str]) -> Result<Vec<&'a str>, Error> 
             return Err(missing(file));
         }
     }
-    let companion = |path: &str| {
-        COMPANIONS.contains(&path) || path.starts_with("LICENSE") && !path.contains('/') || {
-            let module = path.strip_suffix("/config.json");
-            module.is_some_and(|module| {
-                module.starts_with(|c: char| c.is_ascii_digit()) && !module.contains('/')
-            })
-        }
+    let companion = |path: &str| match path.split_once('/') {
+        None => COMPANIONS.contains(&path) || path.starts_with("LICENSE"),
+        // `1_Pooling`, and `2_Dense` with weights of its own.
+        Some((module, file)) if module.starts_with(|c: char| c.is_ascii_digit()) => match file {
+            "config.json" | "model.safetensors" => true,
+            "pytorch_model.bin" => !files.contains(&&*format!("{module}/model.safetensors")),
+            _ => false,
+        },
+        Some(_) => false,
     };
     let mut needed: Vec<&str> = files.iter().copied().filter(|path| companion(path)).collect();
     let shard = |path: &&str| is_shard(path);
@@ -285,6 +288,21 @@ mod tests {
                 "pytorch_model.bin"
             ]
         );
+    }
+
+    #[test]
+    fn a_layer_behind_the_pooling_comes_with_its_weights() {
+        let with = |more: &[&'static str]| {
+            let encoder = ["config.json", "tokenizer.json", "model.safetensors"];
+            let files = [more, &encoder].concat();
+            let found = needed("m", &files).unwrap();
+            found[..found.len() - encoder.len()].to_vec()
+        };
+        let dense = ["2_Dense/config.json", "2_Dense/model.safetensors"];
+        assert_eq!(with(&dense), dense);
+        assert_eq!(with(&[&dense[..], &["2_Dense/pytorch_model.bin"]].concat()), dense);
+        let pickled = ["2_Dense/config.json", "2_Dense/pytorch_model.bin"];
+        assert_eq!(with(&pickled), pickled);
     }
 
     #[test]
