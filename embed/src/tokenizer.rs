@@ -231,6 +231,34 @@ mod tests {
         }
     }
 
+    /// A text, the number of its ids, and their FNV-1a.
+    #[derive(Deserialize)]
+    struct Cut(String, usize, u32);
+
+    #[test]
+    fn the_whole_vocabulary_of_xlm_roberta_gives_the_ids_of_the_reference_in_every_script() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let models = std::env::var_os("ELANUS_MODEL_DIR")
+            .map_or_else(|| here.join("../.models"), PathBuf::from);
+        let dir = models.join("xlm-roberta-tokenizer");
+        if !dir.exists() {
+            println!("NOT RUN: {} is absent", dir.display());
+            return;
+        }
+        let tokenizer = TextTokenizer::load("xlm-roberta", &dir, 250_002, false).unwrap();
+        let golden = fs_err::read(here.join("tests/data/xlm-roberta.tokens.json")).unwrap();
+        let golden: Vec<Cut> = serde_json::from_slice(&golden).unwrap();
+        assert!(golden.len() > 1000);
+        for Cut(text, len, expected) in golden {
+            let ids = tokenizer.whole("", &text).unwrap().ids;
+            let hash = ids
+                .iter()
+                .flat_map(|id| id.to_le_bytes())
+                .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+            assert_eq!((ids.len(), hash), (len, expected), "{text:?}: {ids:?}");
+        }
+    }
+
     #[derive(Deserialize)]
     struct Run {
         max_length: usize,
