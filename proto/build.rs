@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     drop_deprecations(&mut files);
     tonic_prost_build::configure()
         .bytes(".")
+        .extern_path(".milvus.proto.schema.FloatArray", "crate::floats::FloatArray")
         .generate_default_stubs(true)
         // A generated `connect` constructor would collide with the rpc Connect.
         .build_transport(false)

@@ -14,19 +14,21 @@
 #![forbid(unsafe_code)]
 
 pub mod codes;
+mod floats;
 
 /// The descriptors of all packages (a serialized `google.protobuf.FileDescriptorSet`, imports
 /// included, without comments), for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 macro_rules! package {
-    ($(#[$attribute:meta])* $name:ident) => {
+    ($(#[$attribute:meta])* $name:ident $(, $item:item)?) => {
         $(#[$attribute])*
         #[expect(
             missing_docs,
             reason = "generated; what matters to a reader is said in the .proto files"
         )]
         pub mod $name {
+            $($item)?
             include!(concat!(env!("OUT_DIR"), "/milvus.proto.", stringify!($name), ".rs"));
         }
     };
@@ -38,7 +40,7 @@ package! {
 }
 package! {
     /// Schemas, columns and search results.
-    schema
+    schema, pub use crate::floats::FloatArray;
 }
 package! {
     /// The service, its requests and its answers.

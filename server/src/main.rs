@@ -8,6 +8,6 @@ mod heap;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    heap::give_memory_back();
+    heap::set_up();
     cli::run()
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::Args as ClapArgs;
 use elanus::config::{Config, Sources};
 use elanus::{serve, telemetry};
@@ -68,5 +69,6 @@ impl Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(args.sources())?;
     telemetry::init_logging(&config.log)?;
+    crate::heap::tend().context("cannot start the thread that gives memory back")?;
     serve::run(config)
 }
