@@ -310,6 +310,7 @@ impl Metrics {
             ("writes", memory.writes),
             ("results", memory.results),
             ("builds", memory.builds),
+            ("indexes", memory.indexes),
             ("models", memory.other),
         ] {
             self.memory_bytes.get_or_create(&MemoryUser { user }).set(signed(bytes));

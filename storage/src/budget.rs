@@ -1,7 +1,8 @@
 //! Memory that the node may use, and who has it.
 //!
 //! Rows that are not sealed, writes on their way, results on theirs and the scratch space of builds
-//! are counted here; what else is in the process (models) is told. Past [`Budget::soft`] the largest
+//! are counted here, and indexes that were read into memory; what else is in the process (models) is
+//! told. Past [`Budget::soft`] the largest
 //! collection is sealed, past the hard limit writes and results are refused until that has helped. Work that
 //! frees memory is counted but never refused. Mapped files are the kernel's to take back and do
 //! not count.
@@ -25,6 +26,10 @@ const SOFT: (usize, usize) = (1, 2);
 /// stacks, results, the allocator's own.
 const HARD: (usize, usize) = (4, 5);
 
+/// The share of the limit that indexes in memory may take, together with the models, which stay as
+/// well. Beyond it indexes are mapped.
+const INDEXES: (usize, usize) = (1, 4);
+
 /// Who uses memory now, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
@@ -38,13 +43,15 @@ pub struct MemoryUse {
     pub results: usize,
     /// Scratch space of checkpoints and index builds.
     pub builds: usize,
+    /// Indexes that were read into memory.
+    pub indexes: usize,
     /// What was told with [`crate::Engine::set_other_memory`].
     pub other: usize,
 }
 
 impl MemoryUse {
     fn total(&self) -> usize {
-        [self.writes, self.results, self.builds, self.other]
+        [self.writes, self.results, self.builds, self.indexes, self.other]
             .iter()
             .fold(self.growing, |a, b| a.saturating_add(*b))
     }
@@ -59,11 +66,11 @@ impl MemoryUse {
     }
 
     fn explained(&self, bytes: usize) -> String {
-        let Self { limit, growing, writes, results, builds, other } = self;
+        let Self { limit, growing, writes, results, builds, indexes, other } = self;
         format!(
             "{bytes} more bytes beside {growing} of rows that are not sealed, {writes} of writes, \
-             {results} of results, {builds} of builds and {other} of models come too close to {limit}; \
-             rows are being sealed, try again"
+             {results} of results, {builds} of builds, {indexes} of indexes and {other} of models \
+             come too close to {limit}; rows are being sealed, try again"
         )
     }
 }
@@ -76,6 +83,7 @@ pub(crate) struct Budget {
     writes: AtomicUsize,
     results: AtomicUsize,
     builds: AtomicUsize,
+    indexes: AtomicUsize,
     other: AtomicUsize,
     /// Something is being sealed to free memory.
     relieving: AtomicBool,
@@ -91,6 +99,7 @@ impl Budget {
             writes: AtomicUsize::new(0),
             results: AtomicUsize::new(0),
             builds: AtomicUsize::new(0),
+            indexes: AtomicUsize::new(0),
             other: AtomicUsize::new(0),
             relieving: AtomicBool::new(false),
         })
@@ -104,6 +113,7 @@ impl Budget {
             writes: load(&self.writes),
             results: load(&self.results),
             builds: load(&self.builds),
+            indexes: load(&self.indexes),
             other: load(&self.other),
         }
     }
@@ -142,6 +152,16 @@ impl Budget {
         Ok(self.hold(Kind::Results, bytes))
     }
 
+    /// Lets an index be read into memory, for as long as the guard is kept; `None` if there is no
+    /// room for it.
+    pub(crate) fn admit_index(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        // Counted first, so that two at once do not both take the last room.
+        let held = self.hold(Kind::Index, bytes);
+        let MemoryUse { limit, indexes, other, .. } = self.now();
+        let (part, of) = INDEXES;
+        (indexes.saturating_add(other) <= limit / of * part).then_some(held)
+    }
+
     /// Counts the scratch space of a build until the guard is dropped.
     pub(crate) fn hold_for_build(self: &Arc<Self>, bytes: usize) -> Held {
         self.hold(Kind::Build, bytes)
@@ -157,6 +177,7 @@ impl Budget {
             Kind::Write => &self.writes,
             Kind::Results => &self.results,
             Kind::Build => &self.builds,
+            Kind::Index => &self.indexes,
         }
     }
 
@@ -175,6 +196,7 @@ enum Kind {
     Write,
     Results,
     Build,
+    Index,
 }
 
 /// Memory that counts until this is dropped.
@@ -277,5 +299,19 @@ mod tests {
         assert_eq!(budget.now().total(), 101);
         budget.set_other(900);
         assert!(budget.now().refusal().is_some());
+    }
+
+    #[test]
+    fn indexes_are_admitted_to_a_quarter_that_they_share_with_models() {
+        let budget = Budget::new(1000);
+        let first = budget.admit_index(200).unwrap();
+        assert!(budget.admit_index(51).is_none());
+        assert_eq!(budget.now().indexes, 200);
+        drop(first);
+        budget.set_other(100);
+        assert!(budget.admit_index(200).is_none());
+        let second = budget.admit_index(150);
+        assert!(second.is_some());
+        assert_eq!(budget.now().total(), 250);
     }
 }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use elanus_index::{Cancel, Progress};
 
 use crate::Error;
+use crate::budget::Held;
 use crate::catalog::{CollectionInfo, IndexDef};
 use crate::checkpoint::{checkpoint, open_manifests, remove_files};
 use crate::collection::Collection;
@@ -444,5 +445,12 @@ impl Repair for IndexRepair {
         {
             ask(&core, &collection);
         }
+    }
+
+    fn admit_index(&self, field: &Field, bytes: usize) -> Option<Held> {
+        let core = self.core.upgrade()?;
+        let collection = core.collection(self.collection)?;
+        let is_mapped = collection.info().is_index_mapped(&field.name);
+        if is_mapped { None } else { core.budget.admit_index(bytes) }
     }
 }

@@ -148,6 +148,15 @@ impl CollectionInfo {
         self.indexes.iter().find(|index| index.name == name)
     }
 
+    /// Whether the index over that field is to stay mapped, and not to be read into memory:
+    /// `mmap.enabled` of the index, or else of the collection.
+    pub fn is_index_mapped(&self, field: &str) -> bool {
+        let of_index = self.index_of_field(field).map_or(&[][..], |index| &index.params);
+        let mut settings = of_index.iter().chain(&self.properties);
+        let setting = settings.find(|(key, _)| key == "mmap.enabled");
+        setting.is_some_and(|(_, value)| matches!(value.trim(), "true" | "True" | "TRUE" | "1"))
+    }
+
     /// The index over that field.
     pub fn index_of_field(&self, field: &str) -> Option<&IndexDef> {
         self.indexes.iter().find(|index| index.field == field)

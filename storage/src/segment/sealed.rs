@@ -23,6 +23,7 @@ use super::digest::column_crc;
 use super::index::{Index, Opened};
 use crate::Error;
 use crate::blobs::Published;
+use crate::budget::Held;
 use crate::clock::Ts;
 use crate::disk::{Disk, LocalDisk};
 use crate::keys::KeyColumn;
@@ -48,6 +49,11 @@ const TRAILER: usize = 10;
 pub(crate) trait Repair: Send + Sync + std::fmt::Debug {
     /// An index of a segment of the collection is not usable.
     fn index_is_damaged(&self);
+    /// Whether the index over that field may be read into so many bytes of memory, which it then
+    /// has until the guard is dropped. Otherwise it is mapped.
+    fn admit_index(&self, _field: &Field, _bytes: usize) -> Option<Held> {
+        None
+    }
 }
 
 /// A sealed segment, open.
@@ -204,7 +210,7 @@ impl SealedSegment {
         }
         // Whoever reads the rows instead is told that they are damaged.
         let column = self.column(field).ok()?;
-        match index.open(self.rows, field, &column) {
+        match index.open(self.rows, field, &column, &*self.repair) {
             Ok(opened) => opened.map(Opened::into_dyn),
             Err(error) => {
                 tracing::warn!(
@@ -229,7 +235,7 @@ impl SealedSegment {
 
     /// Verifies an index of this segment as a search would open it.
     pub(crate) fn check_index(&self, index: &Index, field: &Field) -> Result<(), Error> {
-        index.open(self.rows, field, &self.column(field)?).map(drop)
+        index.open(self.rows, field, &self.column(field)?, &*self.repair).map(drop)
     }
 
     /// Puts an index in the place of the one that the field had, whose file goes with its last

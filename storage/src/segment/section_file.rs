@@ -8,6 +8,7 @@
 //! ```
 //! Numbers are little-endian. The table is verified on opening, a section when it is asked for.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use arrow_buffer::Buffer;
@@ -176,6 +177,27 @@ impl SectionFile {
 pub(crate) struct VerifiedSections {
     rows: usize,
     sections: Vec<(String, Buffer)>,
+}
+
+impl VerifiedSections {
+    /// Bytes of all sections.
+    pub(crate) fn bytes(&self) -> usize {
+        self.sections.iter().map(|(_, bytes)| bytes.len()).sum()
+    }
+
+    /// The same, copied to memory with huge pages.
+    ///
+    /// # Errors
+    /// When there is no such memory.
+    pub(crate) fn in_memory(&self) -> io::Result<Self> {
+        let copied = |(name, bytes): &(String, Buffer)| {
+            Ok((name.clone(), elanus_index::in_huge_pages(bytes)?))
+        };
+        Ok(Self {
+            rows: self.rows,
+            sections: self.sections.iter().map(copied).collect::<io::Result<_>>()?,
+        })
+    }
 }
 
 impl Sections for VerifiedSections {

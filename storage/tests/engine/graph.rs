@@ -179,14 +179,48 @@ async fn a_sealed_segment_gets_a_graph_that_finds_what_a_scan_finds() {
     assert_eq!(range, exact);
     assert_eq!(search(&collection, 7, &Ask { k: 3_000, ..Ask::default() }).len(), 2_999);
 
-    // A restart opens the same file.
+    // A restart opens the same file, which is now to stay mapped.
+    assert!(engine.memory().indexes > 0, "a graph is read into memory");
+    let mapped = vec![("mmap.enabled".into(), "true".into())];
+    engine.alter_index(DEFAULT_DB, "items", &index.name, mapped, Vec::new()).await.unwrap();
     engine.shutdown().await;
     drop((engine, collection));
     let before = index_files(dir.path());
     let engine = Engine::open(graph_options(dir.path())).await.unwrap();
     let collection = find(&engine, "items");
     assert!(recall(&collection, None) > 0.97);
+    assert_eq!(engine.memory().indexes, 0);
     assert_eq!(index_files(dir.path()), before);
+}
+
+#[tokio::test]
+async fn the_memory_of_a_graph_comes_back_with_its_collection_and_is_not_taken_where_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, collection) = with_vectors(dir.path()).await;
+    engine.create_index(DEFAULT_DB, "items", definition(8)).await.unwrap();
+    insert(&collection, 0..ROWS).await;
+    engine.flush(collection.id()).await.unwrap();
+    built(&collection).await;
+    // Models have it all.
+    let limit = engine.memory().limit;
+    engine.set_other_memory(limit / 3);
+    assert!(recall(&collection, None) > 0.97);
+    assert_eq!(engine.memory().indexes, 0);
+    engine.set_other_memory(0);
+    engine.shutdown().await;
+    drop((engine, collection));
+
+    let engine = Engine::open(graph_options(dir.path())).await.unwrap();
+    let collection = find(&engine, "items");
+    assert!(recall(&collection, None) > 0.97);
+    assert!(engine.memory().indexes > 0);
+    engine.drop_collection(DEFAULT_DB, "items").await.unwrap();
+    drop(collection);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while engine.memory().indexes > 0 {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
