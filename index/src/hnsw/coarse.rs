@@ -12,6 +12,7 @@
 use arrow_buffer::Buffer;
 use rayon::prelude::*;
 
+use super::fold;
 use super::lines::{LINE, Lines};
 use super::space::ROWS_AT_ONCE;
 use crate::Row;
@@ -97,28 +98,24 @@ impl Coarse {
         &self.lines
     }
 
-    /// Makes a query of `weights`, what a step of a code adds to a score in each dimension;
-    /// `constant` is the score of a row of codes that are all zero.
+    /// Makes a query of `weights`, what a step of a code adds to a score in each dimension, and the
+    /// `largest` of them; `constant` is the score of a row of codes that are all zero.
     pub(super) fn prepare(
         &self,
-        weights: impl Iterator<Item = f32> + Clone,
+        weights: &[f32],
+        largest: f32,
         constant: f32,
         prepared: &mut Prepared,
     ) {
-        let (mut largest, mut sum) = (0.0f32, 0.0);
-        for weight in weights.clone() {
-            largest = largest.max(weight.abs());
-            sum += weight;
-        }
         let levels = if largest > 0.0 { QUERY_LEVELS / largest } else { 0.0 };
         prepared.factor = STEP * largest / QUERY_LEVELS;
-        prepared.constant = constant + FIRST * sum;
+        prepared.constant = constant + FIRST * fold::sum(weights);
         prepared.steps.clear();
         prepared.steps.resize(self.lines.per_row() * 2, Step::ZERO);
-        let places = prepared.steps.iter_mut().flat_map(|step| &mut step.0);
-        for (place, weight) in places.zip(weights) {
-            // Rounded by cutting off the fraction of a positive number.
-            *place = ((weight * levels + (QUERY_LEVELS + 0.5)) as i32 - QUERY_LEVELS as i32) as i8;
+        for (step, weights) in prepared.steps.iter_mut().zip(weights.chunks(LINE)) {
+            for (place, weight) in step.0.iter_mut().zip(weights) {
+                *place = fold::rounded(weight * levels) as i8;
+            }
         }
     }
 
@@ -136,9 +133,10 @@ impl Coarse {
         query: &Prepared,
         rows: [Row; ROWS_AT_ONCE],
     ) -> [f32; ROWS_AT_ONCE] {
-        let codes = rows.map(|row| self.lines.row(row));
+        let codes = self.lines.four(rows);
         let dots = (self.dot.four)(&query.steps, codes);
-        std::array::from_fn(|at| self.finish(query, codes[at], dots[at]))
+        let finish = |at: usize| self.finish(query, codes[at], dots[at]);
+        [finish(0), finish(1), finish(2), finish(3)]
     }
 
     #[inline]

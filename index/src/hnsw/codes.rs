@@ -16,6 +16,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::coarse::{self, Coarse};
+use super::fold;
 use super::layout::{CENTRE, COARSE, CODES, OFFSETS, STEPS};
 use super::lines::{LINE, Lines};
 use super::space::ROWS_AT_ONCE;
@@ -167,39 +168,32 @@ impl Scale {
         }
     }
 
-    /// Makes a query of centred `numbers`.
-    fn prepare(&self, numbers: &[f32], prepared: &mut Prepared) {
-        let (mut of_offsets, mut square, mut largest) = (0.0, 0.0, 0.0f32);
-        for ((q, offset), step) in numbers.iter().zip(&*self.offsets).zip(&*self.steps) {
-            of_offsets += q * offset;
-            square += q * q;
-            largest = largest.max((q * step).abs());
-        }
-        let levels = if largest > 0.0 { QUERY_LEVELS / largest } else { 0.0 };
-        let factor = largest / QUERY_LEVELS;
+    /// Makes a query of centred `numbers`, and of each the weight of a step in its dimension;
+    /// returns the largest.
+    fn prepare(&self, numbers: &mut [f32], prepared: &mut Prepared) -> f32 {
+        let of_offsets = fold::product(numbers, &self.offsets);
         // -|q - x|² = -|q|² + 2qx - |x|², of which the last lies with the row.
-        (prepared.constant, prepared.factor) = match self.metric {
-            Metric::L2 => (2.0 * of_offsets - square, 2.0 * factor),
+        let (twice, constant) = match self.metric {
+            Metric::L2 => (2.0, 2.0 * of_offsets - fold::product(numbers, numbers)),
             // qx = (q - c)(x - c) + cx + c(q - c), of which the second lies with the row.
             Metric::Ip | Metric::Cosine | Metric::Hamming | Metric::Jaccard => {
-                let of_centre: f32 = self.centre.iter().zip(numbers).map(|(c, q)| c * q).sum();
-                (of_offsets + of_centre, factor)
+                (1.0, of_offsets + fold::product(numbers, &self.centre))
             }
         };
+        numbers.iter_mut().zip(&*self.steps).for_each(|(q, step)| *q *= step * twice);
+        let largest = fold::largest(numbers);
+        let levels = if largest > 0.0 { QUERY_LEVELS / largest } else { 0.0 };
+        (prepared.constant, prepared.factor) = (constant, largest / QUERY_LEVELS);
         let lines = prepared.high.iter_mut().zip(&mut prepared.low);
-        let inputs = numbers.chunks(LINE).zip(self.steps.chunks(LINE));
-        for ((high, low), (numbers, steps)) in lines.zip(inputs) {
-            for (((high, low), q), step) in
-                high.0.iter_mut().zip(&mut low.0).zip(numbers).zip(steps)
-            {
-                // Rounded by cutting off the fraction of a positive number, which, unlike
-                // `round`, is one instruction on any machine.
-                let level = (q * step * levels + (QUERY_LEVELS + 0.5)) as i32 - QUERY_LEVELS as i32;
+        for ((high, low), weights) in lines.zip(numbers.chunks(LINE)) {
+            for ((high, low), weight) in high.0.iter_mut().zip(&mut low.0).zip(weights) {
+                let level = fold::rounded(weight * levels);
                 let upper = (level + 64) >> 7;
                 *high = upper as i8;
                 *low = (level - (upper << 7)) as i8;
             }
         }
+        largest
     }
 }
 
@@ -327,11 +321,9 @@ impl Codes {
     pub(super) fn prepare(&self, numbers: &mut [f32], prepared: &mut Prepared) {
         prepared.clear(self.lines.per_row());
         self.scale.to_centre(numbers);
-        self.scale.prepare(numbers, prepared);
+        let largest = self.scale.prepare(numbers, prepared);
         if let Some(coarse) = &self.coarse {
-            let twice = if self.scale.metric == Metric::L2 { 2.0 } else { 1.0 };
-            let weights = numbers.iter().zip(&*self.scale.steps).map(|(q, step)| q * step * twice);
-            coarse.prepare(weights, prepared.constant, &mut prepared.coarse);
+            coarse.prepare(numbers, largest, prepared.constant, &mut prepared.coarse);
         }
     }
 
@@ -381,9 +373,10 @@ impl Codes {
         query: &Prepared,
         rows: [Row; ROWS_AT_ONCE],
     ) -> [f32; ROWS_AT_ONCE] {
-        let codes = rows.map(|row| self.lines.row(row));
+        let codes = self.lines.four(rows);
         let dots = (self.dot.four)(&query.high, &query.low, codes);
-        std::array::from_fn(|at| self.finish(query, codes[at], dots[at]))
+        let finish = |at: usize| self.finish(query, codes[at], dots[at]);
+        [finish(0), finish(1), finish(2), finish(3)]
     }
 
     #[inline]

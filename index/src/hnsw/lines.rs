@@ -2,6 +2,7 @@
 
 use arrow_buffer::Buffer;
 
+use super::space::ROWS_AT_ONCE;
 use crate::Row;
 use crate::kernel::{self, Step};
 
@@ -32,6 +33,13 @@ impl Lines {
     pub(super) fn row(&self, row: Row) -> &[u8] {
         let start = row as usize * self.stride;
         &self.bytes.as_slice()[start..start + self.stride]
+    }
+
+    /// The bytes of several rows.
+    #[inline]
+    pub(super) fn four(&self, [a, b, c, d]: [Row; ROWS_AT_ONCE]) -> [&[u8]; ROWS_AT_ONCE] {
+        // In words, because a `map` is not inlined here and took a twentieth of a walk.
+        [self.row(a), self.row(b), self.row(c), self.row(d)]
     }
 
     /// Cache lines of a row.

@@ -9,6 +9,7 @@
 mod build;
 mod coarse;
 mod codes;
+mod fold;
 mod graph;
 mod layout;
 mod lines;

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use super::build;
 use super::graph::{Graph, Opened};
 use super::params::HnswParams;
-use super::space::{ROWS_AT_ONCE, Space};
-use super::walk::{Around, Scratch, descend, score, valid, walk};
+use super::space::Space;
+use super::walk::{Around, Scratch, descend, valid, walk};
 use crate::flat::Scorer;
 use crate::kernel;
 use crate::search::check_mask;
@@ -46,12 +46,12 @@ const WIDER_BY: usize = 2;
 /// Of what was found by half bytes, so many times as many rows as will be scored exactly are scored
 /// on their codes.
 const REFINED: usize = 4;
-/// 4,096 rows between looks at the clock while codes are scanned.
+/// 4,096 rows between looks at the clock while codes are scanned, and in hand at once.
 const ROWS_PER_CHECK: usize = 4096;
 /// How much wider a beam is made that did not reach far enough.
 const WIDER: usize = 4;
-/// Rows ahead of the one being scored that are asked for.
-const ROWS_AHEAD: usize = 8;
+/// Exact rows asked for ahead of the one being scored.
+const ROWS_AHEAD: usize = 3;
 /// Cache lines of an exact row asked for ahead.
 const LINES_AHEAD: usize = 8;
 
@@ -213,7 +213,7 @@ impl HnswIndex {
         if scratch.target.refine() {
             found.truncate(wanted.saturating_mul(REFINED));
             let mut scored = Vec::with_capacity(found.len());
-            score(&self.space, &scratch.target, &found, |row, score| {
+            self.space.score_each(&scratch.target, &found, |row, score| {
                 scored.push(Hit { row, score });
             });
             scored.sort_unstable_by(Hit::best_first);
@@ -242,25 +242,16 @@ impl HnswIndex {
     ) -> Result<Vec<Row>, Error> {
         let most = if scratch.target.is_coarse() { wanted.saturating_mul(REFINED) } else { wanted };
         let mut top = TopK::new(most, Bounds::default());
-        let mut ahead = allowed.iter().skip(ROWS_AHEAD);
-        let (mut rows, mut held) = ([0; ROWS_AT_ONCE], 0);
-        for (at, row) in allowed.iter().enumerate() {
-            if at.is_multiple_of(ROWS_PER_CHECK) {
-                cancel.check()?;
+        let mut allowed = allowed.iter();
+        let mut rows = Vec::with_capacity(ROWS_PER_CHECK);
+        loop {
+            rows.clear();
+            rows.extend(allowed.by_ref().take(ROWS_PER_CHECK));
+            if rows.is_empty() {
+                break;
             }
-            if let Some(next) = ahead.next() {
-                self.space.prefetch(&scratch.target, next);
-            }
-            rows[held] = row;
-            held += 1;
-            if held == ROWS_AT_ONCE {
-                let scores = self.space.score_all(&scratch.target, rows);
-                rows.iter().zip(scores).for_each(|(row, score)| top.push(*row, score));
-                held = 0;
-            }
-        }
-        for row in &rows[..held] {
-            top.push(*row, self.space.score(&scratch.target, *row));
+            cancel.check()?;
+            self.space.score_each(&scratch.target, &rows, |row, score| top.push(row, score));
         }
         let found = top.into_hits().into_iter().map(|hit| hit.row).collect();
         Ok(self.refined(found, wanted, scratch))
@@ -272,10 +263,10 @@ impl HnswIndex {
         let scale = scorer.scale(query);
         let mut top = TopK::new(params.k, params.bounds);
         let mut worst = f32::INFINITY;
+        let ask = |row: &Row| kernel::prefetch(self.space.vectors().row(*row), LINES_AHEAD);
+        rows.iter().take(ROWS_AHEAD).for_each(ask);
         for (at, row) in rows.iter().enumerate() {
-            if let Some(next) = rows.get(at + 1) {
-                kernel::prefetch(self.space.vectors().row(*next), LINES_AHEAD);
-            }
+            rows.get(at + ROWS_AHEAD).into_iter().for_each(ask);
             let score = scorer.score(query, scale, *row);
             worst = worst.min(score);
             top.push(*row, score);

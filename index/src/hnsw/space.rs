@@ -3,9 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::coarse::Coarse;
 use super::codes::{Codes, Prepared, numbers};
-use super::lines::Lines;
 use crate::flat::Scorer;
 use crate::kernel;
 use crate::{Bounds, Cancel, Error, Metric, Row, Sections, TopK, Vectors};
@@ -198,48 +196,28 @@ impl Space {
         }
     }
 
-    /// [`Space::score`] of several rows.
+    /// Hands the [`Space::score`] of each row to `take`.
     #[inline]
-    pub(super) fn score_all(
-        &self,
-        target: &Target,
-        rows: [Row; ROWS_AT_ONCE],
-    ) -> [f32; ROWS_AT_ONCE] {
-        match &self.codes {
-            Some(codes) if target.by == By::HalfBytes => {
-                codes.coarse_score_all(&target.prepared, rows)
-            }
-            Some(codes) => codes.score_all(&target.prepared, rows),
-            None => rows.map(|row| self.score_exactly(target, row)),
+    pub(super) fn score_each(&self, target: &Target, rows: &[Row], take: impl FnMut(Row, f32)) {
+        let Some(codes) = &self.codes else {
+            let ask = |row| kernel::prefetch(self.vectors.row(row), LINES_AHEAD);
+            let exactly = |four: [Row; 4]| four.map(|row| self.score_exactly(target, row));
+            return in_fours(rows, ahead(LINES_AHEAD), ask, exactly, take);
+        };
+        let prepared = &target.prepared;
+        if let (Some(coarse), By::HalfBytes) = (codes.coarse(), target.by) {
+            let (ask, ahead) =
+                (|row| coarse.lines().prefetch(row), ahead(coarse.lines().per_row()));
+            in_fours(rows, ahead, ask, |four| codes.coarse_score_all(prepared, four), take);
+        } else {
+            let (ask, ahead) = (|row| codes.lines().prefetch(row), ahead(codes.lines().per_row()));
+            in_fours(rows, ahead, ask, |four| codes.score_all(prepared, four), take);
         }
     }
 
     fn score_exactly(&self, target: &Target, row: Row) -> f32 {
         let score = self.scorer.score(&target.bytes, target.scale, row);
         if score.is_nan() { f32::NEG_INFINITY } else { score }
-    }
-
-    /// What [`Space::score`] reads; `None` where that is the rows themselves.
-    #[inline]
-    fn lines(&self, target: &Target) -> Option<&Lines> {
-        let codes = self.codes.as_ref()?;
-        let coarse = codes.coarse().filter(|_| target.is_coarse());
-        Some(coarse.map_or_else(|| codes.lines(), Coarse::lines))
-    }
-
-    /// Asks for what [`Space::score`] reads of a row.
-    #[inline]
-    pub(super) fn prefetch(&self, target: &Target, row: Row) {
-        match self.lines(target) {
-            Some(lines) => lines.prefetch(row),
-            None => kernel::prefetch(self.vectors.row(row), LINES_AHEAD),
-        }
-    }
-
-    /// How many times [`ROWS_AT_ONCE`] rows are asked for before the first are scored.
-    pub(super) fn chunks_ahead(&self, target: &Target) -> usize {
-        let lines = self.lines(target).map_or(LINES_AHEAD, Lines::per_row);
-        (LINES_ON_THEIR_WAY / ROWS_AT_ONCE / lines).max(1)
     }
 
     /// The share of rows' true neighbours that are among the best [`WITHIN`] by codes or half
@@ -276,5 +254,43 @@ impl Space {
             self.scorer.score(bytes, scale, hit.row) >= worst || worst == f32::NEG_INFINITY
         });
         (found.count().min(exact.len()), exact.len())
+    }
+}
+
+/// How many times [`ROWS_AT_ONCE`] rows of so many cache lines are asked for before the first are
+/// scored.
+#[inline]
+fn ahead(lines: usize) -> usize {
+    (LINES_ON_THEIR_WAY / ROWS_AT_ONCE / lines.max(1)).max(1)
+}
+
+/// Scores rows and hands the scores to `take`. While some are scored the next ones are asked for,
+/// and no more: beyond as many cache lines as can be on their way at once, asking only waits.
+#[inline]
+fn in_fours(
+    rows: &[Row],
+    ahead: usize,
+    ask: impl Fn(Row),
+    score: impl Fn([Row; ROWS_AT_ONCE]) -> [f32; ROWS_AT_ONCE],
+    mut take: impl FnMut(Row, f32),
+) {
+    let (fours, rest) = rows.as_chunks::<ROWS_AT_ONCE>();
+    let mut asked = (ahead * ROWS_AT_ONCE).min(rows.len());
+    rows[..asked].iter().for_each(|row| ask(*row));
+    for four in fours {
+        let end = (asked + ROWS_AT_ONCE).min(rows.len());
+        rows[asked..end].iter().for_each(|row| ask(*row));
+        asked = end;
+        for (row, score) in four.iter().zip(score(*four)) {
+            take(*row, score);
+        }
+    }
+    if let Some(last) = rest.last() {
+        // Quicker together with some that nobody asked for than one by one.
+        let mut four = [*last; ROWS_AT_ONCE];
+        four[..rest.len()].copy_from_slice(rest);
+        for (row, score) in rest.iter().zip(score(four)) {
+            take(*row, score);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Walking a graph towards a query: the beam, the rows already seen, the ways to look around.
 
 use super::graph::Graph;
-use super::space::{ROWS_AT_ONCE, Space, Target};
+use super::space::{Space, Target};
 use crate::kernel;
 use crate::{Cancel, Error, Row, RowMask};
 
@@ -34,17 +34,20 @@ impl Beam {
         self.next = 0;
     }
 
+    /// Takes a row if it is among the best; tells whether it is the next to be expanded.
     #[inline]
-    fn offer(&mut self, row: Row, score: f32) {
+    fn offer(&mut self, row: Row, score: f32) -> bool {
         if self.candidates.len() >= self.width {
             match self.candidates.last() {
                 Some(worst) if score > worst.score => self.candidates.pop(),
-                Some(_) | None => return,
+                Some(_) | None => return false,
             };
         }
         let at = self.candidates.partition_point(|other| other.score >= score);
         self.candidates.insert(at, Candidate { score, row, expanded: false });
+        let next = at <= self.next;
         self.next = self.next.min(at);
+        next
     }
 
     /// The best row not yet expanded.
@@ -74,6 +77,10 @@ impl Seen {
     fn clear(&mut self, rows: usize) {
         self.words.clear();
         self.words.resize(rows.div_ceil(64), 0);
+        // Rows that there are not count as seen, so that a link needs no check besides.
+        if let (Some(last), used @ 1..) = (self.words.last_mut(), rows % 64) {
+            *last = u64::MAX << used;
+        }
     }
 
     /// Whether `row` was not seen before.
@@ -86,18 +93,23 @@ impl Seen {
         new
     }
 
-    /// Fills `fresh` with those of `rows`, `most` or fewer, that were not seen before. Half of
-    /// them were, which no branch predictor could tell.
+    /// Puts those of `links` that were not seen before first into `fresh`, and returns them. Ends
+    /// at a link that leads out of the rows. Half of them were seen, which no branch predictor
+    /// could tell.
     #[inline]
-    fn insert_all(&mut self, rows: impl Iterator<Item = Row>, most: usize, fresh: &mut Vec<Row>) {
-        fresh.clear();
-        fresh.resize(most, 0);
-        let mut count = 0;
-        for row in rows.take(most) {
-            fresh[count] = row;
-            count += usize::from(self.insert(row));
+    fn insert_all<'a>(&mut self, links: &[Row], fresh: &'a mut Vec<Row>) -> &'a [Row] {
+        if fresh.len() < links.len() {
+            fresh.resize(links.len(), 0);
         }
-        fresh.truncate(count);
+        let mut count = 0;
+        for &row in links {
+            let Some(word) = self.words.get_mut(row as usize / 64) else { break };
+            let bit = 1 << (row % 64);
+            fresh[count] = row;
+            count += usize::from(*word & bit == 0);
+            *word |= bit;
+        }
+        &fresh[..count]
     }
 }
 
@@ -140,17 +152,18 @@ pub(super) fn descend(
     until: usize,
 ) -> Option<Row> {
     let mut here = graph.entry()?;
-    let mut score = space.score(target, here);
+    let mut best = space.score(target, here);
     for layer in (until..graph.layers()).rev() {
         loop {
-            let mut moved = false;
-            for row in valid(graph.upper(layer, here), space.rows()) {
-                let other = space.score(target, row);
-                if other > score {
-                    (here, score, moved) = (row, other, true);
+            let links = graph.upper(layer, here);
+            let links = &links[..valid(links, space.rows()).count()];
+            let before = here;
+            space.score_each(target, links, |row, score| {
+                if score > best {
+                    (here, best) = (row, score);
                 }
-            }
-            if !moved {
+            });
+            if here == before {
                 break;
             }
         }
@@ -197,11 +210,8 @@ pub(super) fn walk(
         if let (0, Some(row)) = (layer, beam.upcoming()) {
             kernel::prefetch(graph.base(row), LINES_OF_LINKS);
         }
-        match around {
-            Around::Links => {
-                let list = list(here);
-                seen.insert_all(valid(list, rows), list.len(), fresh);
-            }
+        let fresh = match around {
+            Around::Links => seen.insert_all(list(here), &mut *fresh),
             Around::AllowedWithinTwo(allowed) => {
                 fresh.clear();
                 let enough = graph.base(here).len();
@@ -218,38 +228,14 @@ pub(super) fn walk(
                     let behind = links(through).filter(is_allowed);
                     fresh.extend(behind.filter(|row| seen.insert(*row)));
                 }
+                &*fresh
             }
-        }
-        score(space, target, fresh, |row, score| beam.offer(row, score));
+        };
+        space.score_each(target, fresh, |row, score| {
+            if beam.offer(row, score) && layer == 0 {
+                kernel::prefetch(graph.base(row), LINES_OF_LINKS);
+            }
+        });
     }
     Ok(())
-}
-
-/// Scores rows and hands the scores to `take`. While some are scored the next ones are asked for,
-/// and no more: beyond as many cache lines as can be on their way at once, asking only waits.
-#[inline]
-pub(super) fn score(space: &Space, target: &Target, rows: &[Row], mut take: impl FnMut(Row, f32)) {
-    let (fours, rest) = rows.as_chunks::<ROWS_AT_ONCE>();
-    let chunk = |at: usize| match fours.get(at) {
-        Some(four) => four.as_slice(),
-        None if at == fours.len() => rest,
-        None => &[],
-    };
-    let ask = |at: usize| chunk(at).iter().for_each(|row| space.prefetch(target, *row));
-    let ahead = space.chunks_ahead(target);
-    (0..ahead).for_each(ask);
-    for (at, four) in fours.iter().enumerate() {
-        ask(at + ahead);
-        for (row, score) in four.iter().zip(space.score_all(target, *four)) {
-            take(*row, score);
-        }
-    }
-    if let Some(last) = rest.last() {
-        // Quicker together with some that nobody asked for than one by one.
-        let mut four = [*last; ROWS_AT_ONCE];
-        four[..rest.len()].copy_from_slice(rest);
-        for (row, score) in rest.iter().zip(space.score_all(target, four)) {
-            take(*row, score);
-        }
-    }
 }

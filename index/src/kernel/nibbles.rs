@@ -66,7 +66,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{NibbleKernel, Step};
-    use crate::kernel::x86::{load256, load512, total256, totals};
+    use crate::kernel::x86::{load256, load512, total256, totals, whole_lines};
 
     pub(super) const AVX2: NibbleKernel = NibbleKernel { one: avx2, four: avx2_four };
     pub(super) const AVX512: NibbleKernel = NibbleKernel { one: avx512, four: avx512_four };
@@ -128,7 +128,7 @@ mod x86 {
             let half = _mm512_set1_epi8(15);
             let (query, _) = query.as_chunks::<2>();
             let lines = query.len();
-            let codes: [&[[u8; 64]]; 4] = codes.map(|code| &code.as_chunks().0[..lines]);
+            let codes = whole_lines(codes, lines);
             let mut sums = [_mm512_setzero_si512(); 4];
             for line in 0..lines {
                 let [lower, upper] = &query[line];

@@ -510,7 +510,7 @@ pub(super) fn avx512_code_dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -
     fn dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4] {
         let steps = high.len();
         let (high, low) = (&high[..steps], &low[..steps]);
-        let codes: [&[[u8; 64]]; 4] = codes.map(|code| &code.as_chunks().0[..steps]);
+        let codes = whole_lines(codes, steps);
         let mut of_high = [_mm512_setzero_si512(); 4];
         let mut of_low = [_mm512_setzero_si512(); 4];
         for step in 0..steps {
@@ -523,10 +523,25 @@ pub(super) fn avx512_code_dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -
             }
         }
         let (high, low) = (totals(of_high), totals(of_low));
-        std::array::from_fn(|row| high[row] as f32 * 128.0 + low[row] as f32)
+        let mut dots = [0.0; 4];
+        for (dot, (high, low)) in dots.iter_mut().zip(high.iter().zip(&low)) {
+            *dot = *high as f32 * 128.0 + *low as f32;
+        }
+        dots
     }
     // SAFETY: `code_dot_at` hands this function out only where the machine has AVX-512 VNNI.
     unsafe { dots(high, low, codes) }
+}
+
+/// The first `count` cache lines of each row. Without a closure: one in a function with target
+/// features has them too, and nothing without them, like `map`, can inline it.
+#[inline]
+pub(super) fn whole_lines(rows: [&[u8]; 4], count: usize) -> [&[[u8; 64]]; 4] {
+    let mut lines: [&[[u8; 64]]; 4] = [&[]; 4];
+    for (lines, row) in lines.iter_mut().zip(rows) {
+        *lines = &row.as_chunks().0[..count];
+    }
+    lines
 }
 
 /// The sum of the lanes of each of four vectors.
