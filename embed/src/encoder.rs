@@ -158,13 +158,11 @@ impl Encoder {
             Heads { count: self.config.heads, width: self.config.hidden / self.config.heads };
         let mut x = self.norm.forward(&self.embed(batch)?)?;
         for layer in &self.layers {
-            let mut qkv = layer.query_key_value.forward(&x, Activation::None)?;
-            if let Positions::Turns(turns) = &self.positions {
-                qkv = turns.forward(&qkv, heads, packing)?;
-            }
-            let context = attention(&qkv, heads, packing)?;
-            let attended = layer.attention_output.forward(&context, Activation::None)?;
-            let attended = layer.attention_norm.forward_residual(&attended, &x)?;
+            let attended = {
+                let context = self.context(layer, &x, heads, packing)?;
+                let attended = layer.attention_output.forward(&context, Activation::None)?;
+                layer.attention_norm.forward_residual(&attended, &x)?
+            };
             let inner = if self.config.is_gated() {
                 gate(&layer.up.forward(&attended, Activation::None)?)?
             } else {
@@ -174,6 +172,22 @@ impl Encoder {
             x = layer.output_norm.forward_residual(&output, &attended)?;
         }
         Ok(x)
+    }
+
+    /// What attention makes of `x`. Queries, keys and values end here: for a long text they are the
+    /// largest of a layer beside what lies inside the feed-forward part.
+    fn context(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        heads: Heads,
+        packing: &Packing<'_>,
+    ) -> CandleResult<Tensor> {
+        let mut qkv = layer.query_key_value.forward(x, Activation::None)?;
+        if let Positions::Turns(turns) = &self.positions {
+            qkv = turns.forward(&qkv, heads, packing)?;
+        }
+        attention(&qkv, heads, packing)
     }
 
     fn embed(&self, batch: &PackedBatch) -> CandleResult<Tensor> {
