@@ -40,10 +40,10 @@ check: fmt clippy doc deny
 check-cuda:
 	deploy/check_cuda.sh
 
-# Random weights of BGE-M3's size: half an hour, and 4 GB below target/bench-embed.
+# Random weights of BGE-M3's size, into docs/benchmarks: half an hour, and 4 GB below target/bench-embed.
 bench-embed:
 	cargo build --release --workspace --example compare
-	$(PYTHON) embed/benches/compare.py
+	$(PYTHON) embed/benches/compare.py $(BENCH)
 
 # What is measured, and how: bench/__main__.py. BENCH has its options.
 bench: bench-data

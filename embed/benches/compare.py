@@ -7,13 +7,20 @@ needs: torch transformers tokenizers safetensors numpy onnx onnxruntime
 Makes an XLM-RoBERTa of BGE-M3's size with random weights (1.2 GB; the word table is small, for it is only
 looked up), an ONNX graph of the same weights with onnxruntime's fused operators (Attention,
 SkipLayerNormalization, BiasGelu), in float32 and quantized dynamically per channel, and measures CPU time:
-wall time says little on a machine that does other work. Everybody gets the same token ids. `--layers 2 --hidden
-128` makes a small one, to see that it works.
+wall time says little on a machine that does other work. Everybody gets the same token ids, and everybody has a
+turn in each round; ratios are medians over the rounds.
+
+Texts of mixed lengths are padded for the others in batches of 16, longest first, as pymilvus' function for
+BGE-M3 has FlagEmbedding do it; bge-m3-lite, which is onnxruntime with such batches of 12, wants the weights of
+BGE-M3 itself. Writes docs/benchmarks/embedding.md if the model has BGE-M3's size. `--layers 2 --hidden 128` makes a small one,
+to see that it works, and prints.
 """
 
 import argparse
 import json
 import os
+import re
+import statistics
 import subprocess
 import sys
 import time
@@ -35,8 +42,8 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--dir", type=Path, default=ROOT / "target/bench-embed")
 parser.add_argument("--layers", type=int, default=24)
 parser.add_argument("--hidden", type=int, default=1024)
-parser.add_argument("--runs", type=int, default=3)
-parser.add_argument("--skip-torch", action="store_true", help="leave out the padded torch runs, which take longest")
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--texts", type=int, default=64, help="texts of mixed lengths")
 arguments = parser.parse_args()
 hidden, layers, heads = arguments.hidden, arguments.layers, max(arguments.hidden // 64, 1)
 name = f"xlmr-{layers}x{hidden}"
@@ -181,21 +188,24 @@ def text(tokens, seed):
     return " ".join(single[i] for i in chosen)
 
 
-lengths = np.clip(np.random.default_rng(5).lognormal(4.3, 0.9, 64), 8, 512).astype(int)
-mixed = [text(int(n), 1000 + i) for i, n in enumerate(lengths)]
+lengths = np.clip(np.random.default_rng(5).lognormal(4.3, 0.9, arguments.texts), 8, 512).astype(int)
+# Batches that are one call each; the mixed texts are one call that everybody may batch as it likes.
+MIXED = "mixed 8-512"
 CASES = {
-    "1 x 16": [[text(16, 0)]],
-    "1 x 512": [[text(512, 1)]],
-    "8 x 128": [[text(128, 10 + i) for i in range(8)]],
-    "mixed 8-512": [mixed],
+    "1 x 16": [[text(16, i)] for i in range(8)],
+    "1 x 512": [[text(512, 20)]],
+    "8 x 128": [[text(128, 30 + i) for i in range(8)]],
+    MIXED: [[text(int(n), 1000 + i) for i, n in enumerate(lengths)]],
 }
+LONG = {"1 x 8192": [[text(8192, 77)]]}
+AND_SPARSE = " and sparse"
 
 
-def ours(precision, sparse=False, cases=CASES):
-    request = [
-        {"name": k, "batches": v, "sparse": sparse, "runs": arguments.runs if "mixed" not in k else 1}
-        for k, v in cases.items()
-    ]
+def ours(precision, cases=CASES, sparse=True):
+    """Per case, and with sparse vectors beside the dense ones, what the example prints."""
+    request = [{"name": k, "batches": v, "sparse": False, "runs": 1} for k, v in cases.items()]
+    if sparse:
+        request += [{"name": k + AND_SPARSE, "batches": v, "sparse": True, "runs": 1} for k, v in cases.items()]
     (arguments.dir / "cases.json").write_text(json.dumps(request))
     binary = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/examples/compare"
     printed = subprocess.run(
@@ -204,29 +214,31 @@ def ours(precision, sparse=False, cases=CASES):
         capture_output=True,
         text=True,
     ).stdout
-    return {line["name"]: line for line in map(json.loads, printed.splitlines())}
+    lines = list(map(json.loads, printed.splitlines()))
+    for line in lines:
+        if "cpu" in line:
+            line["cpu"] = max(line["cpu"], 0.01)  # one tick of the clock
+    return {line["name"]: line for line in lines}
 
 
 def padded(run, cases=CASES):
-    """As FlagEmbedding: sorted by length, batches of 16, padded to their longest."""
+    """CPU time with what is padded to the longest of its batch."""
     results = {}
     for case, batches in cases.items():
-        ids = sorted((tokenizer.encode(t).ids for batch in batches for t in batch), key=len, reverse=True)
-        chunks = [ids[i : i + 16] for i in range(0, len(ids), 16)]
+        ids = [[tokenizer.encode(t).ids for t in batch] for batch in batches]
+        if case == MIXED:
+            longest_first = sorted(ids[0], key=len, reverse=True)
+            ids = [longest_first[i : i + 16] for i in range(0, len(longest_first), 16)]
         arrays = []
-        for chunk in chunks:
-            longest = max(map(len, chunk))
-            array = np.array([row + [1] * (longest - len(row)) for row in chunk], np.int64)
-            arrays.append((array, np.array([len(row) for row in chunk], np.int32)))
-        best = wall = 1e9
-        for _ in range(arguments.runs if "mixed" not in case else 1):
-            cpu, began = time.process_time(), time.perf_counter()
-            first = [run(*array) for array in arrays][0][0]
-            best, wall = min(best, time.process_time() - cpu), min(wall, time.perf_counter() - began)
+        for batch in ids:
+            longest = max(map(len, batch))
+            array = np.array([row + [1] * (longest - len(row)) for row in batch], np.int64)
+            arrays.append((array, np.array([len(row) for row in batch], np.int32)))
+        cpu = time.process_time()
+        first = [run(*array) for array in arrays][0][0]
         results[case] = {
-            "tokens": sum(map(len, ids)),
-            "cpu": best,
-            "wall": wall,
+            "tokens": sum(len(row) for batch in ids for row in batch),
+            "cpu": time.process_time() - cpu,
             "first": (first / np.linalg.norm(first)).tolist(),
         }
     return results
@@ -271,50 +283,81 @@ if not quantized.exists():
         extra_options={"DefaultTensorType": TensorProto.FLOAT},
     )
 
-results = {}
-for precision in ("f32", "int8"):
-    results[f"elanus {precision}"] = ours(precision)
-    results[f"elanus {precision}, dense + sparse"] = ours(precision, sparse=True)
-    results[f"onnxruntime {precision}"] = padded(onnxruntime(plain if precision == "f32" else quantized))
-    print(precision, "done", file=sys.stderr)
-if not arguments.skip_torch:
-    results["torch f32, padded"] = padded(run_torch(model))
+load = os.getloadavg()[0]
+began = time.monotonic()
+# The first start converts the weights.
+first_start = {precision: ours(precision, {}, False)["first vector"] for precision in ("f32", "int8")}
+peers = {"onnxruntime f32": plain, "onnxruntime int8": quantized}
+rounds = []
+for number in range(arguments.rounds):
+    results = {}
+    for precision in ("f32", "int8"):
+        results[f"elanus {precision}"] = ours(precision)
+        results[f"onnxruntime {precision}"] = padded(onnxruntime(peers[f"onnxruntime {precision}"]))
+    results["torch f32"] = padded(run_torch(model))
+    rounds.append(results)
+    print(f"round {number + 1} after {time.monotonic() - began:.0f} s", file=sys.stderr)
+long = {precision: ours(precision, LONG, False) for precision in ("f32", "int8")}
 
-print(
-    f"{name}, tokens per second of one core (CPU time)\n\n| | " + " | ".join(CASES) + " |\n|---|" + "---|" * len(CASES)
-)
-for engine, cases in results.items():
-    print(f"| {engine} | " + " | ".join(f"{cases[c]['tokens'] / cases[c]['cpu']:,.0f}" for c in CASES) + " |")
-for precision in ("f32", "int8"):
-    us, them = results[f"elanus {precision}"], results[f"onnxruntime {precision}"]
-    print(
-        f"| elanus / onnxruntime {precision} | "
-        + " | ".join(f"{them[c]['cpu'] / us[c]['cpu']:.2f}" for c in CASES)
-        + " |"
-    )
-    both = results[f"elanus {precision}, dense + sparse"]
-    print(
-        f"| time of dense + sparse over dense, {precision} | "
-        + " | ".join(f"{both[c]['cpu'] / us[c]['cpu']:.3f}" for c in CASES)
-        + " |"
-    )
-if "torch f32, padded" in results:
-    print(
-        "| elanus f32 / torch padded | "
-        + " | ".join(f"{results['torch f32, padded'][c]['cpu'] / results['elanus f32'][c]['cpu']:.2f}" for c in CASES)
-        + " |"
-    )
-print()
-for precision in ("f32", "int8"):
-    us, them = results[f"elanus {precision}"], results["onnxruntime f32"]
-    print(
-        f"cosine of elanus {precision} to onnxruntime f32:",
-        ", ".join(f"{c} {np.dot(us[c]['first'], them[c]['first']):.6f}" for c in CASES if "mixed" not in c),
-    )
-    print(f"first vector after {us['first vector']['wall']:.2f} s; peak memory {us['peak memory']['VmHWM']}")
-long = {"1 x 8192": [[text(8192, 77)]]}
-for precision in ("f32", "int8"):
-    line = ours(precision, cases=long)
-    print(
-        f"8,192 tokens, {precision}: {line['1 x 8192']['cpu']:.1f} s of one core, peak memory {line['peak memory']['VmHWM']}"
-    )
+
+def rate(engine, case):
+    return statistics.median(r[engine][case]["tokens"] / r[engine][case]["cpu"] for r in rounds)
+
+
+def times_as_quick(engine, peer, case):
+    return statistics.median(r[peer][case]["cpu"] / r[engine][case]["cpu"] for r in rounds)
+
+
+def cost_of_sparse(engine, case):
+    return statistics.median(r[engine][case + AND_SPARSE]["cpu"] / r[engine][case]["cpu"] for r in rounds)
+
+
+def row(title, values):
+    return f"| {title} | " + " | ".join(values) + " |"
+
+
+processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+of = "cosine of the vectors to those of onnxruntime f32, 1 x 512"
+lines = [
+    "# Embedding on the CPU",
+    "",
+    f"Written by `make bench-embed` on {time.strftime('%Y-%m-%d')} in {(time.monotonic() - began) / 60:.0f} minutes, on "
+    f"{processor[1] if processor else 'an unknown processor'}; load average before it {load:.1f}, after it {os.getloadavg()[0]:.1f}.",
+    "",
+    f"An XLM-RoBERTa with {layers} layers of {hidden}, random weights; CPU time of one thread, {arguments.rounds} rounds in which everybody "
+    f"has a turn, medians. torch {torch.__version__.split('+')[0]}, onnxruntime {ort.__version__}. What is compared, and how: "
+    "`embed/benches/compare.py`. Where the machine had other work, the ratios mean more than the figures.",
+    "",
+    "## Tokens per second of one core",
+    "",
+    row("", CASES),
+    row("---", ["---"] * len(CASES)),
+    *(row(engine, [f"{rate(engine, case):,.0f}" for case in CASES]) for engine in rounds[0]),
+    "",
+    "## Ratios",
+    "",
+    row("", CASES),
+    row("---", ["---"] * len(CASES)),
+    *(
+        row(f"elanus {p} is × as quick as {peer}", [f"{times_as_quick(f'elanus {p}', peer, case):.2f}" for case in CASES])
+        for p, peer in (("f32", "onnxruntime f32"), ("f32", "torch f32"), ("int8", "onnxruntime int8"))
+    ),
+    *(
+        row(f"dense and sparse take × the time of dense, {p}", [f"{cost_of_sparse(f'elanus {p}', case):.3f}" for case in CASES])
+        for p in ("f32", "int8")
+    ),
+    "",
+    "## One process",
+    "",
+    row("", ["float32", "int8"]),
+    row("---", ["---"] * 2),
+    row("first vector, weights converted before: CPU s", [f"{rounds[-1][f'elanus {p}']['first vector']['cpu']:.2f}" for p in long]),
+    row("first vector ever: CPU s", [f"{first_start[p]['cpu']:.2f}" for p in long]),
+    row("a text of 8,192 tokens: CPU s", [f"{long[p]['1 x 8192']['cpu']:.1f}" for p in long]),
+    row("the same: peak memory of the process, MB", [f"{int(long[p]['peak memory']['VmHWM'].split()[0]) / 1000 * 1.024:,.0f}" for p in long]),
+    row(of, [f"{np.dot(rounds[-1][f'elanus {p}']['1 x 512']['first'], rounds[-1]['onnxruntime f32']['1 x 512']['first']):.6f}" for p in long]),
+]  # fmt: skip
+text_of = "\n".join(lines) + "\n"
+print(text_of)
+if (layers, hidden) == (24, 1024):
+    (ROOT / "docs/benchmarks/embedding.md").write_text(text_of)
