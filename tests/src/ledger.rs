@@ -21,6 +21,9 @@ pub const COLLECTION: &str = "ledger";
 const DIM: usize = 4;
 /// Keys of one writer lie in `writer * RANGE ..`; all of them are exact as `f32`.
 const RANGE: i64 = 1 << 20;
+/// Rows of one writer from which on it only changes and deletes: a long run does not need more
+/// memory the longer it takes.
+const MOST_ROWS: usize = 10_000;
 /// The most rows that one search or query may return.
 const PAGE: usize = 16_384;
 
@@ -91,7 +94,9 @@ pub async fn write_until_cut_off(
     loop {
         let present: Vec<i64> = ledger.rows.keys().copied().collect();
         let some = 1 + random.below(40);
-        let (outcome, effect) = if present.is_empty() || random.chance(45) {
+        let (outcome, effect) = if present.is_empty()
+            || (present.len() < MOST_ROWS && random.chance(45))
+        {
             let first = writer as i64 * RANGE + ledger.next_key;
             ledger.next_key += some as i64;
             let keys: Vec<i64> = (first..first + some as i64).collect();

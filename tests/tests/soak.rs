@@ -77,12 +77,52 @@ async fn watch(mut client: Client, pulse: Arc<Pulse>) -> Result<usize> {
     Ok(reads)
 }
 
-/// Resident memory in KiB, and open file descriptors.
-fn footprint(pid: u32) -> Result<(u64, usize)> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-    let kib = line.split_whitespace().nth(1).context("no number")?.parse()?;
-    Ok((kib, std::fs::read_dir(format!("/proc/{pid}/fd"))?.count()))
+/// What a process uses.
+#[derive(Clone, Copy)]
+struct Footprint {
+    /// Resident memory of its own, in KiB.
+    own: u64,
+    /// Resident pages of mapped files, in KiB.
+    mapped: u64,
+    /// Open file descriptors.
+    files: usize,
+}
+
+impl Footprint {
+    fn of(pid: u32) -> Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kib = |name: &str| -> Result<u64> {
+            let line =
+                status.lines().find(|line| line.starts_with(name)).context("no such line")?;
+            Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+        };
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+        Ok(Self { own: kib("RssAnon:")?, mapped: kib("RssFile:")?, files })
+    }
+}
+
+/// Compares the second fifth of a process's life, in which its collections are full, with the last.
+fn tell_growth(life: &[Footprint]) {
+    let part = life.len() / 5;
+    if part < 3 {
+        return;
+    }
+    let median = |part: &[Footprint], of: fn(&Footprint) -> u64| {
+        let mut values: Vec<u64> = part.iter().map(of).collect();
+        values.sort_unstable();
+        values[values.len() / 2] / 1024
+    };
+    let (early, late) = (&life[part..2 * part], &life[life.len() - part..]);
+    eprintln!(
+        "memory in the second and in the last fifth: own {} and {} MiB, mapped {} and {} MiB; files \
+         {} and {}",
+        median(early, |one| one.own),
+        median(late, |one| one.own),
+        median(early, |one| one.mapped),
+        median(late, |one| one.mapped),
+        early[0].files,
+        late[0].files,
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,16 +160,21 @@ async fn a_long_mixed_run_shows_nothing_stale_torn_lost_or_twice() {
             let client = node.client().await.unwrap();
             readers.push(tokio::spawn(watch(client, Arc::clone(&pulse))));
         }
+        let mut life = Vec::new();
         let until = began.elapsed().saturating_add(kill_every).min(length);
         while began.elapsed() < until {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            if began.elapsed().as_secs().is_multiple_of(10) {
-                let (kib, files) = footprint(node.pid().unwrap()).unwrap();
-                eprintln!("{:>6} s  {kib:>9} KiB  {files:>4} files", began.elapsed().as_secs());
+            let now = Footprint::of(node.pid().unwrap()).unwrap();
+            life.push(now);
+            let seconds = began.elapsed().as_secs();
+            if seconds.is_multiple_of(10) {
+                let Footprint { own, mapped, files } = now;
+                eprintln!("{seconds:>6} s  {own:>9} KiB own  {mapped:>9} mapped  {files:>4} files");
             }
             let ended = readers.iter().any(tokio::task::JoinHandle::is_finished);
             assert!(!ended && !beating.is_finished(), "a reader or the beat ended by itself");
         }
+        tell_growth(&life);
         pulse.stop.store(true, Ordering::SeqCst);
         beating.await.unwrap().unwrap();
         for reader in readers {
