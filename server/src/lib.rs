@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bodies;
 pub mod config;
 pub mod convert;
 pub mod engines;

@@ -20,6 +20,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::bodies;
 use crate::config::{Auth, Config, Durability};
 use crate::grpc::Service;
 use crate::http;
@@ -199,7 +200,8 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener, stopped: watch::Rece
         // Older tools ask for this one only.
         .add_service(reflection().build_v1alpha().expect(sound))
         .into_axum_router()
-        .merge(http::models::router(node.clone()));
+        .merge(http::models::router(node.clone()))
+        .layer(axum::middleware::from_fn_with_state(node.clone(), bodies::count));
     let outcome = Server::builder()
         // The models are served over HTTP/1 as well.
         .accept_http1(true)

@@ -306,6 +306,7 @@ impl Metrics {
         self.log_files_bytes.set(i64::try_from(log.len).unwrap_or(i64::MAX));
         let memory = node.engine.memory();
         for (user, bytes) in [
+            ("requests", memory.requests),
             ("growing", memory.growing),
             ("writes", memory.writes),
             ("results", memory.results),

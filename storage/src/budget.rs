@@ -1,7 +1,7 @@
 //! Memory that the node may use, and who has it.
 //!
-//! Rows that are not sealed, writes on their way, results on theirs and the scratch space of builds
-//! are counted here, and indexes that were read into memory; what else is in the process (models) is
+//! Requests that are being read, rows that are not sealed, writes on their way, results on theirs and
+//! the scratch space of builds are counted here, and indexes that were read into memory; what else is in the process (models) is
 //! told. Past [`Budget::soft`] the largest
 //! collection is sealed, past the hard limit writes and results are refused until that has helped. Work that
 //! frees memory is counted but never refused. Mapped files are the kernel's to take back and do
@@ -26,6 +26,10 @@ const SOFT: (usize, usize) = (1, 2);
 /// stacks, results, the allocator's own.
 const HARD: (usize, usize) = (4, 5);
 
+/// The share of the limit that requests may take while they are read and answered. They cannot take
+/// the room that answering them needs.
+const REQUESTS: (usize, usize) = (1, 4);
+
 /// The share of the limit that indexes in memory may take, together with the models, which stay as
 /// well. Beyond it indexes are mapped.
 const INDEXES: (usize, usize) = (1, 4);
@@ -35,6 +39,8 @@ const INDEXES: (usize, usize) = (1, 4);
 pub struct MemoryUse {
     /// What the node may use.
     pub limit: usize,
+    /// Requests that are being read or answered.
+    pub requests: usize,
     /// Rows that are not sealed.
     pub growing: usize,
     /// Writes on their way into the log.
@@ -51,7 +57,7 @@ pub struct MemoryUse {
 
 impl MemoryUse {
     fn total(&self) -> usize {
-        [self.writes, self.results, self.builds, self.indexes, self.other]
+        [self.requests, self.writes, self.results, self.builds, self.indexes, self.other]
             .iter()
             .fold(self.growing, |a, b| a.saturating_add(*b))
     }
@@ -66,10 +72,10 @@ impl MemoryUse {
     }
 
     fn explained(&self, bytes: usize) -> String {
-        let Self { limit, growing, writes, results, builds, indexes, other } = self;
+        let Self { limit, requests, growing, writes, results, builds, indexes, other } = self;
         format!(
-            "{bytes} more bytes beside {growing} of rows that are not sealed, {writes} of writes, \
-             {results} of results, {builds} of builds, {indexes} of indexes and {other} of models \
+            "{bytes} more bytes beside {requests} of requests, {growing} of rows that are not sealed, \
+             {writes} of writes, {results} of results, {builds} of builds, {indexes} of indexes and {other} of models \
              come too close to {limit}; rows are being sealed, try again"
         )
     }
@@ -79,6 +85,7 @@ impl MemoryUse {
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: usize,
+    requests: AtomicUsize,
     growing: AtomicUsize,
     writes: AtomicUsize,
     results: AtomicUsize,
@@ -95,6 +102,7 @@ impl Budget {
         let limit = if limit == 0 { detect(Path::new("/")) } else { limit };
         Arc::new(Self {
             limit,
+            requests: AtomicUsize::new(0),
             growing: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
             results: AtomicUsize::new(0),
@@ -109,6 +117,7 @@ impl Budget {
         let load = |bytes: &AtomicUsize| bytes.load(Ordering::Relaxed);
         MemoryUse {
             limit: self.limit,
+            requests: load(&self.requests),
             growing: load(&self.growing),
             writes: load(&self.writes),
             results: load(&self.results),
@@ -124,6 +133,11 @@ impl Budget {
 
     pub(crate) fn set_other(&self, bytes: usize) {
         self.other.store(bytes, Ordering::Relaxed);
+    }
+
+    /// For a request, whose bytes count [as they arrive](Held::grow) until the guard is dropped.
+    pub(crate) fn hold_request(self: &Arc<Self>) -> Held {
+        self.hold(Kind::Request, 0)
     }
 
     /// Lets a write in; it counts until the guard is dropped. The second value says that sealing
@@ -169,11 +183,12 @@ impl Budget {
 
     fn hold(self: &Arc<Self>, kind: Kind, bytes: usize) -> Held {
         self.of(kind).fetch_add(bytes, Ordering::Relaxed);
-        Held { budget: Arc::clone(self), kind, bytes }
+        Held { budget: Arc::clone(self), kind, bytes: AtomicUsize::new(bytes) }
     }
 
     fn of(&self, kind: Kind) -> &AtomicUsize {
         match kind {
+            Kind::Request => &self.requests,
             Kind::Write => &self.writes,
             Kind::Results => &self.results,
             Kind::Build => &self.builds,
@@ -193,6 +208,7 @@ impl Budget {
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
+    Request,
     Write,
     Results,
     Build,
@@ -204,12 +220,29 @@ enum Kind {
 pub struct Held {
     budget: Arc<Budget>,
     kind: Kind,
-    bytes: usize,
+    bytes: AtomicUsize,
+}
+
+impl Held {
+    /// Lets more bytes of a request in.
+    ///
+    /// # Errors
+    /// [`Error::MemoryLimit`].
+    pub fn grow(&self, bytes: usize) -> Result<(), Error> {
+        let now = self.budget.now();
+        let (part, of) = REQUESTS;
+        if now.is_above(HARD, bytes) || now.requests.saturating_add(bytes) > now.limit / of * part {
+            return Err(Error::MemoryLimit(now.explained(bytes)));
+        }
+        self.budget.of(self.kind).fetch_add(bytes, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.of(self.kind).fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.of(self.kind).fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
     }
 }
 
@@ -299,6 +332,23 @@ mod tests {
         assert_eq!(budget.now().total(), 101);
         budget.set_other(900);
         assert!(budget.now().refusal().is_some());
+    }
+
+    #[test]
+    fn requests_count_as_they_arrive_and_leave_room_to_be_answered() {
+        let budget = Budget::new(1000);
+        let (first, second) = (budget.hold_request(), budget.hold_request());
+        first.grow(100).unwrap();
+        first.grow(100).unwrap();
+        let refused = second.grow(51).unwrap_err();
+        assert!(refused.to_string().contains("200 of requests"), "{refused}");
+        assert_eq!(budget.now().requests, 200);
+        assert!(budget.admit_write(400).0.is_ok());
+        drop(first);
+        second.grow(51).unwrap();
+        assert_eq!(budget.now().total(), 51);
+        budget.set_growing(740);
+        second.grow(51).unwrap_err();
     }
 
     #[test]

@@ -452,6 +452,12 @@ impl Engine {
         self.inner.core.budget.now()
     }
 
+    /// For a request that is about to be read: its bytes are to be [counted](Held::grow) as they
+    /// arrive, and the guard kept until it is answered.
+    pub fn hold_request(&self) -> Held {
+        self.inner.core.budget.hold_request()
+    }
+
     /// Tells how much memory the process uses for what the engine cannot know, such as models.
     pub fn set_other_memory(&self, bytes: usize) {
         self.inner.core.budget.set_other(bytes);

@@ -1,9 +1,16 @@
 """What the node takes, and no more (contract §11)."""
 
+import contextlib
+import socket
+import time
+import urllib.request
+
+import grpc
 import pytest
-from pymilvus import DataType
+from pymilvus import DataType, MilvusClient
 
 from helpers import KEY, assert_status, create, ok, pb, refused, schema, search_request, simple, vector
+from node import Node
 
 
 def test_queries_of_one_search(wire, client, name):
@@ -80,3 +87,63 @@ def test_partitions_of_a_partition_key(client, name, partitions, ok):
 def test_partitions_without_a_partition_key_cannot_be_counted(client, name):
     with refused(1100):
         client.create_collection(name, schema=schema(KEY, vector()), num_partitions=4)
+
+
+def test_requests_that_never_end_cannot_fill_the_memory(tmp_path):
+    config = tmp_path / "elanus.toml"
+    # Requests may take a quarter: 50 MB.
+    config.write_text("memory_limit_bytes = 200000000\n")
+    node = Node(tmp_path, "--config", config).start()
+    host, _, port = node.grpc.rpartition(":")
+    megabytes = 1_000_000
+    open_requests = []
+
+    def begin(size):
+        """A request whose last byte does not come."""
+        connection = socket.create_connection((host, int(port)), timeout=20)
+        open_requests.append(connection)
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: elanus\r\nContent-Length: {size + 1}\r\n\r\n"
+        connection.sendall(head.encode())
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(bytes(size))
+        return connection
+
+    def requests():
+        text = urllib.request.urlopen(f"http://{node.ops}/metrics").read().decode()
+        line = next(line for line in text.splitlines() if 'memory_bytes{user="requests"}' in line)
+        return float(line.split()[-1])
+
+    def until(is_so):
+        deadline = time.monotonic() + 20
+        while not is_so():
+            assert time.monotonic() < deadline, requests()
+            time.sleep(0.02)
+
+    try:
+        client = MilvusClient(node.uri)
+        client.create_collection("rows", dimension=1_000, metric_type="L2")
+        for _ in range(2):
+            begin(20 * megabytes)
+        until(lambda: requests() >= 40 * megabytes)
+        answer = begin(20 * megabytes).recv(4096).decode()
+        assert answer.startswith("HTTP/1.1 503"), answer
+        assert "of requests" in answer
+        # 12 MB more do not fit, a few rows do.
+        large = pb.InsertRequest(collection_name="rows", hash_keys=[1] * 12 * megabytes)
+        with grpc.insecure_channel(node.grpc) as channel:
+            insert = channel.unary_unary("/milvus.proto.milvus.MilvusService/Insert")
+            with pytest.raises(grpc.RpcError) as refusal:
+                insert(large.SerializeToString())
+        assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "of requests" in refusal.value.details()
+        rows = [{"id": i, "vector": [0.5] * 1_000} for i in range(3_000)]
+        assert client.insert("rows", rows[:10])["insert_count"] == 10
+        for connection in open_requests:
+            connection.close()
+        until(lambda: requests() < megabytes)
+        assert client.insert("rows", rows)["insert_count"] == 3_000
+        client.close()
+    finally:
+        for connection in open_requests:
+            connection.close()
+        node.stop()

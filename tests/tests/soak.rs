@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use elanus_proto::milvus::UpsertRequest;
+use elanus_proto::milvus::{FlushRequest, UpsertRequest};
 use elanus_tests::ledger::{self, End, Ledger};
 use elanus_tests::wire::{self, Client};
 use elanus_tests::{Random, TestNode, from_env};
@@ -22,6 +22,8 @@ const READERS: usize = 2;
 const PULSE: &str = "pulse";
 /// Rows of the small collection.
 const ROWS: i64 = 20;
+/// Numbers written between two seals of the small collection.
+const SEAL_EVERY: i64 = 5_000;
 
 /// Numbers that were acknowledged, and when to stop.
 #[derive(Default)]
@@ -49,6 +51,16 @@ async fn beat(mut client: Client, pulse: Arc<Pulse>) -> Result<()> {
         let Ok(answer) = client.upsert(request).await else { return Ok(()) };
         wire::check(answer.get_ref().status.as_ref())?;
         pulse.acknowledged.store(number, Ordering::SeqCst);
+        // Replaced rows are in memory until their segment is sealed, which would otherwise come
+        // once in a long while for rows so small.
+        if number % SEAL_EVERY == 0 {
+            let request = FlushRequest {
+                collection_names: vec![PULSE.to_owned()],
+                ..FlushRequest::default()
+            };
+            let Ok(answer) = client.flush(request).await else { return Ok(()) };
+            wire::check(answer.get_ref().status.as_ref())?;
+        }
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::bodies;
 use crate::node::Node;
 
 /// The routes.
@@ -152,9 +153,12 @@ where
 {
     let began = Instant::now();
     let work = async {
-        let body = body.map_err(|rejection| Refused {
-            status: rejection.status(),
-            message: rejection.body_text(),
+        let body = body.map_err(|rejection| match bodies::refusal(&rejection) {
+            Some(full) => Refused {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                message: full.message().to_owned(),
+            },
+            None => Refused { status: rejection.status(), message: rejection.body_text() },
         })?;
         let request = in_background(move || serde_json::from_slice(&body))
             .await?
