@@ -14,7 +14,7 @@ mod glibc {
     /// What may lie free at the end of a heap, for the buffers of the next requests.
     const FREE_AT_END_BYTES: libc::c_int = 16 << 20;
     /// What may lie free inside of heaps beyond what was given back before.
-    const FREE_INSIDE_BYTES: usize = 32 << 20;
+    const FREE_INSIDE_BYTES: usize = 8 << 20;
     const LOOK_EVERY: Duration = Duration::from_secs(1);
 
     #[expect(unsafe_code, reason = "the allocator is set by calls of the C library")]
