@@ -22,6 +22,8 @@ mod x86;
 
 pub use nibbles::{NIBBLES, NibbleDot, NibbleDots, NibbleKernel, nibble_dot, nibble_dot_at};
 
+use std::sync::LazyLock;
+
 use crate::{Elem, Error, Metric};
 
 /// A set of instructions that kernels are written for.
@@ -213,7 +215,10 @@ pub fn select_at(level: Level) -> Result<Select, Error> {
 /// The best [`Select`] function of this machine.
 #[must_use]
 pub fn select() -> Select {
-    select_at(Level::best()).unwrap_or(scalar::select)
+    // Searches ask for it once for a thousand rows.
+    static BEST: LazyLock<Select> =
+        LazyLock::new(|| select_at(Level::best()).unwrap_or(scalar::select));
+    *BEST
 }
 
 /// Asks for the cache lines of `items`, at most the first `lines`, before they are needed.
