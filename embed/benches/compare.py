@@ -285,18 +285,23 @@ if not quantized.exists():
 
 load = os.getloadavg()[0]
 began = time.monotonic()
-# The first start converts the weights.
-first_start = {precision: ours(precision, {}, False)["first vector"] for precision in ("f32", "int8")}
 peers = {"onnxruntime f32": plain, "onnxruntime int8": quantized}
-rounds = []
-for number in range(arguments.rounds):
+# Rounds are kept: a run that was broken off is gone on with.
+kept = arguments.dir / f"{name}-{arguments.texts}.rounds.json"
+if kept.exists():
+    first_start, rounds = json.loads(kept.read_text())
+else:
+    # The first start converts the weights.
+    first_start, rounds = {p: ours(p, {}, False)["first vector"] for p in ("f32", "int8")}, []
+while len(rounds) < arguments.rounds:
     results = {}
     for precision in ("f32", "int8"):
         results[f"elanus {precision}"] = ours(precision)
         results[f"onnxruntime {precision}"] = padded(onnxruntime(peers[f"onnxruntime {precision}"]))
     results["torch f32"] = padded(run_torch(model))
     rounds.append(results)
-    print(f"round {number + 1} after {time.monotonic() - began:.0f} s", file=sys.stderr)
+    kept.write_text(json.dumps([first_start, rounds]))
+    print(f"round {len(rounds)} after {time.monotonic() - began:.0f} s", file=sys.stderr)
 long = {precision: ours(precision, LONG, False) for precision in ("f32", "int8")}
 
 
@@ -321,11 +326,11 @@ of = "cosine of the vectors to those of onnxruntime f32, 1 x 512"
 lines = [
     "# Embedding on the CPU",
     "",
-    f"Written by `make bench-embed` on {time.strftime('%Y-%m-%d')} in {(time.monotonic() - began) / 60:.0f} minutes, on "
+    f"Written by `make bench-embed` on {time.strftime('%Y-%m-%d')} on "
     f"{processor[1] if processor else 'an unknown processor'}; load average before it {load:.1f}, after it {os.getloadavg()[0]:.1f}.",
     "",
-    f"An XLM-RoBERTa with {layers} layers of {hidden}, random weights; CPU time of one thread, {arguments.rounds} rounds in which everybody "
-    f"has a turn, medians. torch {torch.__version__.split('+')[0]}, onnxruntime {ort.__version__}. What is compared, and how: "
+    f"An XLM-RoBERTa with {layers} layers of {hidden}, random weights; CPU time of one thread, {len(rounds)} round(s) in which everybody "
+    f"has a turn, medians; {arguments.texts} texts of mixed lengths. torch {torch.__version__.split('+')[0]}, onnxruntime {ort.__version__}. What is compared, and how: "
     "`embed/benches/compare.py`. Where the machine had other work, the ratios mean more than the figures.",
     "",
     "## Tokens per second of one core",
