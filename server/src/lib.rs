@@ -17,6 +17,7 @@ pub mod limits;
 pub mod node;
 pub mod plan;
 pub mod pull;
+pub mod reembed;
 pub mod serve;
 pub mod status;
 pub mod telemetry;

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::engines::Engines;
 use crate::limits::Limits;
 use crate::pull::{self, Wanted};
+use crate::reembed::{self, Reembedding};
 use crate::status::Failure;
 use crate::telemetry::Metrics;
 
@@ -56,12 +57,14 @@ pub struct Node {
     pub metrics: Metrics,
     /// What requests share while they are planned: iterator cursors, locks of partial updates.
     pub plan: crate::plan::State,
+    /// Functions whose vectors are made anew.
+    pub reembedding: Reembedding,
     connections: AtomicI64,
 }
 
 impl Node {
-    /// Opens the data directory, recovers what is in it, prepares the model store, and begins to
-    /// fetch the models that are wanted and not there.
+    /// Opens the data directory, recovers what is in it, prepares the model store, begins to fetch
+    /// the models that are wanted and not there, and goes on with vectors that are made anew.
     ///
     /// # Errors
     /// Whatever keeps the engine from opening: a lock held by another process, a corrupt file; and
@@ -76,16 +79,19 @@ impl Node {
         }
         // A connection id must never be zero, nor repeat after a restart.
         let first_connection = i64::try_from(engine.clock().next().0).unwrap_or(1).max(1);
-        Ok(Arc::new(Self {
+        let node = Arc::new(Self {
             engine,
             models,
             providers,
             limits: config.limits.clone(),
             metrics: Metrics::new(),
             plan: crate::plan::State::default(),
+            reembedding: Reembedding::default(),
             connections: AtomicI64::new(first_connection),
             config,
-        }))
+        });
+        reembed::in_background(&node);
+        Ok(node)
     }
 
     /// Whoever makes vectors and scores of texts.
@@ -119,7 +125,7 @@ impl Node {
             .ok_or_else(|| Failure::collection_not_found(&ctx.db, name))
     }
 
-    /// Finds a collection by its name or an alias of it, with its rows.
+    /// Finds a collection by its name or an alias of it, with its rows and what they are written by.
     ///
     /// # Errors
     /// As [`Self::describe`].
@@ -135,7 +141,7 @@ impl Node {
             .engine
             .collection(info.id)
             .ok_or_else(|| Failure::collection_not_found(&ctx.db, name))?;
-        Ok((info, collection))
+        Ok((collection.info(), collection))
     }
 
     /// Finds a collection by its id alone.

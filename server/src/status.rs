@@ -253,6 +253,10 @@ impl From<elanus_storage::Error> for Failure {
                 format!("collection name [{name}] conflicts with an existing alias or collection"),
             ),
             Error::IndexNotFound(name) => Self::index_not_found(format_args!("index={name}")),
+            Error::SchemaChanged => Self::new(
+                Code::CollectionSchemaMismatch,
+                format!("{}: {text}", Code::CollectionSchemaMismatch),
+            ),
             Error::IndexExists(_) | Error::Invalid(_) => Self::invalid(text),
             Error::Filter(error) => error.into(),
             Error::Search(error) => error.into(),

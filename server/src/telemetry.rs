@@ -95,6 +95,7 @@ pub struct Metrics {
     disk_reserve_bytes: Gauge,
     refusing_rows: Gauge,
     damaged_collections: Gauge,
+    reembed_rows_left: Gauge,
     log_files_bytes: Gauge,
     synced_writes: Gauge,
     log_syncs: Gauge<u64, AtomicU64>,
@@ -133,6 +134,7 @@ impl Metrics {
         let disk_reserve_bytes = Gauge::default();
         let refusing_rows = Gauge::default();
         let damaged_collections = Gauge::default();
+        let reembed_rows_left = Gauge::default();
         let log_files_bytes = Gauge::default();
         let synced_writes = Gauge::default();
         let log_syncs = Gauge::default();
@@ -168,6 +170,7 @@ impl Metrics {
             ("disk_reserve_bytes", "Disk space kept back from rows", &disk_reserve_bytes),
             ("refusing_rows", "1 while rows are refused for lack of room", &refusing_rows),
             ("damaged_collections", "Collections that are quarantined", &damaged_collections),
+            ("reembed_rows_left", "Rows whose texts are to be embedded anew", &reembed_rows_left),
             ("log_files_bytes", "Bytes of the log files that are there", &log_files_bytes),
             ("synced_writes", "1 if a write is synced before it is acknowledged", &synced_writes),
         ] {
@@ -228,6 +231,7 @@ impl Metrics {
             disk_reserve_bytes,
             refusing_rows,
             damaged_collections,
+            reembed_rows_left,
             log_files_bytes,
             synced_writes,
             log_syncs,
@@ -325,6 +329,7 @@ impl Metrics {
         self.writable.set(i64::from(health.writable));
         self.refusing_rows.set(i64::from(health.refusing_rows.is_some()));
         self.damaged_collections.set(signed(health.damaged.len()));
+        self.reembed_rows_left.set(signed(node.rows_to_reembed()));
         let synced = node.config.durability == Durability::Sync;
         self.synced_writes.set(i64::from(synced));
     }

@@ -99,6 +99,7 @@ pub(crate) fn remove_dropped_partitions(
         // Those that were never opened have no reader to wait for.
         for segment in gone.iter().filter(|segment| unknown.contains(&segment.id)) {
             files.push(segment.data.file.clone());
+            files.extend(segment.columns.iter().map(|column| column.data.file.clone()));
             files.extend(segment.indexes.iter().map(|index| index.sections.file.clone()));
         }
         remove_files(core, collection, &files);
@@ -230,7 +231,7 @@ impl Sealing<'_> {
             };
             let id = self.core.next_segment();
             self.files.push(format!("{id}.arrow"));
-            self.files.extend(schema.fields.iter().map(|field| seal::index_name(id, field.id)));
+            self.files.extend(schema.stored_fields().map(|field| seal::index_name(id, field.id)));
             let (blobs, collection) = (&self.core.blobs, self.collection.id());
             let partition = growing.partition;
             let entry = seal::write(blobs, collection, &schema, id, partition, &rows, self);

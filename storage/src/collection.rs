@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use arrow_array::{Array, BooleanArray, RecordBatch};
+use arrow_schema::Schema as ArrowSchema;
 use arrow_select::filter::filter_record_batch;
 use elanus_index::SparseRow;
 
@@ -22,7 +23,7 @@ use crate::engine::Core;
 use crate::keys::{KeyColumn, Keys};
 use crate::log::record::{Change, Record};
 use crate::manifest::Manifests;
-use crate::schema::{DataType, Schema};
+use crate::schema::{DataType, Field, Schema};
 use crate::segment::Body;
 use crate::shared::Newest;
 use crate::upkeep::{self, Upkeep};
@@ -269,11 +270,23 @@ impl Collection {
     /// The view at a timestamp; one beyond the newest write is the newest view. What has expired by
     /// now is in none.
     pub fn view_at(&self, ts: Ts) -> ReadView {
-        let version = self.version.load();
+        self.read_at(ts).1
+    }
+
+    /// Like [`Collection::view_at`], with what the catalog says of the rows that it shows.
+    pub fn read_at(&self, ts: Ts) -> (Arc<CollectionInfo>, ReadView) {
+        // Of rows and schema that go together: a column may take another's place, and the other
+        // goes when the rows are merged next.
+        let (info, version) = loop {
+            let (info, version) = (self.info(), self.version.load());
+            if Arc::ptr_eq(&info, &self.info()) {
+                break (info, version);
+            }
+        };
         let ts = ts.min(version.ts);
-        let schema = Arc::clone(&self.info.load().schema);
+        let schema = Arc::clone(&info.schema);
         let budget = Arc::clone(&self.core.budget);
-        ReadView { ts, version, schema, expired: self.expired_before(), budget }
+        (info, ReadView { ts, version, schema, expired: self.expired_before(), budget })
     }
 
     /// Rows that were written before this have expired and are seen by no view from now on.
@@ -327,13 +340,18 @@ impl Collection {
 
     /// How far an index of this collection is built.
     pub fn index_progress(&self, index: &IndexDef) -> IndexProgress {
-        let field = self.info().schema.field(&index.field).map(|field| field.id);
+        let info = self.info();
+        let field = info.schema.field(&index.field);
         let (version, expired) = (self.version(), self.expired_before());
         IndexProgress {
             rows: version.segments.iter().map(|segment| segment.live_rows_since(expired)).sum(),
-            pending: upkeep::pending_rows(&self.core, self, index),
-            failure: field.and_then(|field| self.upkeep.failure(field)),
+            pending: field.map_or(0, |field| upkeep::pending_rows(&self.core, self, field)),
+            failure: field.and_then(|field| self.upkeep.failure(field.id)),
         }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     pub(crate) fn upkeep(&self) -> &Upkeep {
@@ -424,17 +442,32 @@ fn prepare(
     Ok(kept)
 }
 
-/// The batch with all fields of the schema, in its order.
+/// Refuses rows that lack values which were never null: a column is made anew, and they were on
+/// their way when that began.
+pub(crate) fn check_columns(schema: &Schema, rows: &RecordBatch) -> Result<(), Error> {
+    let has = |field: &Field| rows.schema_ref().column_with_name(field.column()).is_some();
+    let made = schema.stored_fields().filter(|field| field.column.is_some());
+    if made.into_iter().all(has) { Ok(()) } else { Err(Error::SchemaChanged) }
+}
+
+/// The batch with all fields of the schema, in its order, and then those that are pending.
 fn conform(schema: &Schema, batch: &RecordBatch) -> Result<RecordBatch, Error> {
     let rows = batch.num_rows();
-    if let Some(unknown) =
-        batch.schema_ref().fields().iter().find(|field| schema.field(field.name()).is_none())
-    {
+    check_columns(schema, batch)?;
+    // Columns of fields that others took the place of since the rows were made, or that were to
+    // and were given up, are left out.
+    let known = |name: &str| {
+        let of = name.rsplit_once('@').map_or(name, |(of, _)| of);
+        schema.field(name).or_else(|| schema.field(of)).is_some()
+    };
+    if let Some(unknown) = batch.schema_ref().fields().iter().find(|field| !known(field.name())) {
         return Err(Error::Invalid(format!("field `{}` does not exist", unknown.name())));
     }
     let mut columns = Vec::with_capacity(schema.fields.len());
-    for field in &schema.fields {
-        let Some(column) = batch.column_by_name(&field.name) else {
+    let mut fields = Vec::with_capacity(schema.fields.len());
+    for field in schema.stored_fields() {
+        fields.push(field.to_arrow());
+        let Some(column) = batch.column_by_name(field.column()) else {
             if field.primary_key {
                 return Err(Error::Invalid(format!("primary key `{}` is missing", field.name)));
             }
@@ -454,7 +487,7 @@ fn conform(schema: &Schema, batch: &RecordBatch) -> Result<RecordBatch, Error> {
         }
         columns.push(Arc::clone(column));
     }
-    RecordBatch::try_new(schema.to_arrow(), columns)
+    RecordBatch::try_new(Arc::new(ArrowSchema::new(fields)), columns)
         .map_err(|error| Error::Invalid(error.to_string()))
 }
 

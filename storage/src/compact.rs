@@ -18,7 +18,7 @@ use crate::checkpoint::{ask, delete_files, open_manifests, remove_files, write_d
 use crate::collection::Collection;
 use crate::engine::Core;
 use crate::manifest::{Edit, collection_dir};
-use crate::schema::Schema;
+use crate::schema::{Field, Schema};
 use crate::segment::seal::{self, Outdated, Work};
 use crate::segment::sealed::SealedSegment;
 use crate::segment::{Body, Segment};
@@ -99,6 +99,8 @@ struct Candidate {
     bytes: u64,
     /// Of `bytes`, those that are put together in memory.
     in_memory: u64,
+    /// Its files hold columns that no field has any more, or hold them apart.
+    outgrown: bool,
 }
 
 /// The segments that should be merged next, all of one partition; a single one to be written
@@ -112,8 +114,11 @@ pub(crate) fn plan(
     let (info, version) = (collection.info(), collection.version());
     let mut partitions: BTreeMap<i64, Vec<Candidate>> = BTreeMap::new();
     for segment in &version.segments {
+        // One whose columns are being made anew waits until it has them, and so does all that was
+        // made of them.
         if let Body::Sealed(sealed) = &segment.body
             && info.partition_by_id(segment.partition).is_some()
+            && info.schema.pending_fields().all(|field| sealed.has_column(field))
         {
             let candidate = Candidate::new(segment, sealed, &info.schema, outdated)?;
             partitions.entry(segment.partition).or_default().push(candidate);
@@ -138,7 +143,7 @@ fn choose(mut candidates: Vec<Candidate>, limit: u64, all: bool) -> Option<Vec<A
     }
     let dirty = |candidate: &Candidate| {
         let enough = if all { 1 } else { candidate.segment.rows().div_ceil(ROWS_PER_DEAD) };
-        candidate.gone >= enough.max(1)
+        candidate.gone >= enough.max(1) || (all && candidate.outgrown)
     };
     candidates.into_iter().find(dirty).map(|candidate| vec![candidate.segment])
 }
@@ -170,7 +175,7 @@ impl Candidate {
             let kept = u128::from(bytes) * (rows - gone) as u128 / rows.max(1) as u128;
             u64::try_from(kept).unwrap_or(u64::MAX)
         };
-        let widths = schema.fields.iter().filter(|field| sealed.has_column(field));
+        let widths = schema.stored_fields().filter(|field| sealed.has_column(field));
         let width: usize = widths.filter_map(|field| field.data_type.bytes_per_row()).sum();
         let vectors = (width as u64).saturating_mul(rows as u64);
         Ok(Self {
@@ -178,6 +183,7 @@ impl Candidate {
             gone,
             bytes: share(sealed.bytes()),
             in_memory: share(sealed.bytes().saturating_sub(vectors)),
+            outgrown: sealed.is_outgrown(schema),
         })
     }
 }
@@ -197,7 +203,7 @@ pub(crate) fn merge(
     let schema = Arc::clone(&collection.info().schema);
     let work = Merging { core, collection, id };
     let rows = seal::sort(&schema, sources, outdated, &work)?;
-    files.names.extend(schema.fields.iter().map(|field| seal::index_name(id, field.id)));
+    files.names.extend(schema.stored_fields().map(|field| seal::index_name(id, field.id)));
     let entry = (rows.as_ref())
         .map(|rows| seal::write(&core.blobs, collection.id(), &schema, id, partition, rows, &work))
         .transpose();
@@ -217,6 +223,14 @@ pub(crate) fn merge(
         .map(|segment| Arc::clone(&segment.deletes))
         .collect();
     if known.len() < sources.len() {
+        return Ok(None);
+    }
+    // A column that was made while they were merged must not be lost.
+    let has_column = |field: &Field| {
+        rows.as_ref().is_none_or(|rows| rows.batch.column_by_name(field.column()).is_some())
+    };
+    let all_have = |field: &Field| sources.iter().all(|segment| segment.has_column(0, field));
+    if collection.info().schema.stored_fields().any(|f| !has_column(f) && all_have(f)) {
         return Ok(None);
     }
     let mut target = None;
@@ -321,7 +335,7 @@ mod tests {
     fn candidate(id: i64, bytes: u64) -> Candidate {
         let body = Body::Growing(Arc::new(Growing::default()));
         let segment = Arc::new(Segment { id, partition: 1, body, deletes: Arc::default() });
-        Candidate { segment, gone: 0, bytes, in_memory: bytes / 10 }
+        Candidate { segment, gone: 0, bytes, in_memory: bytes / 10, outgrown: false }
     }
 
     /// Merges until nothing is left to do; returns the sizes left and the bytes written.

@@ -258,14 +258,14 @@ impl Engine {
 }
 
 /// Lets a collection and the applier know what the catalog says now.
-fn show(core: &Arc<Core>, info: &Arc<CollectionInfo>) -> Result<(), Error> {
+pub(crate) fn show(core: &Arc<Core>, info: &Arc<CollectionInfo>) -> Result<(), Error> {
     let Some(collection) = core.collection(info.id) else { return Ok(()) };
     let partitions = |info: &CollectionInfo| info.partitions.iter().map(|p| p.id).collect();
     let live = partitions(info);
     let before = collection.info();
     let changed = live != partitions(&before);
     collection.set_info(Arc::clone(info));
-    if info.indexes != before.indexes {
+    if info.indexes != before.indexes || info.schema.pending != before.schema.pending {
         upkeep::indexes_changed(core, &collection);
     }
     if changed {

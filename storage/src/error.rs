@@ -60,6 +60,11 @@ pub enum Error {
     /// The request breaks a rule; the text says which.
     #[error("{0}")]
     Invalid(String),
+    /// The rows were made for what the schema was before; worth a retry with rows for what it is.
+    #[error(
+        "the schema of the collection changed while the rows were on their way; write them again"
+    )]
+    SchemaChanged,
     /// A filter expression that cannot be compiled or evaluated.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -139,6 +144,7 @@ impl Error {
             }
             Self::Invalid(text) => Self::Invalid(text.clone()),
             Self::Closed => Self::Closed,
+            Self::SchemaChanged => Self::SchemaChanged,
             Self::DatabaseNotFound(_)
             | Self::DatabaseExists(_)
             | Self::DatabaseNotEmpty(_)

@@ -49,6 +49,9 @@ pub(crate) struct SegmentEntry {
     pub(crate) max_ts: Ts,
     /// The rows.
     pub(crate) data: DataFile,
+    /// Columns that were made later; those of one field do not overlap.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) columns: Vec<ColumnFile>,
     /// Index files; any of them can be rebuilt from the data.
     #[serde(default)]
     pub(crate) indexes: Vec<IndexFile>,
@@ -66,6 +69,28 @@ pub(crate) struct DataFile {
     pub(crate) head_crc32c: u32,
     /// Of the bytes after the last column: the footer, which holds the columns' checksums.
     pub(crate) footer_crc32c: u32,
+}
+
+/// An Arrow file with values of one column, which the data file lacks. Only when it has one for
+/// every row is it read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ColumnFile {
+    /// Id of the field.
+    pub(crate) field: i64,
+    /// The row that the first value belongs to.
+    pub(crate) first: u32,
+    /// Number of values.
+    pub(crate) rows: u32,
+    #[serde(flatten)]
+    pub(crate) data: DataFile,
+}
+
+impl ColumnFile {
+    /// Whether its rows are all among those of another.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        let end = |file: &Self| u64::from(file.first) + u64::from(file.rows);
+        self.field == other.field && self.first >= other.first && end(self) <= end(other)
+    }
 }
 
 /// A container of sections, each with its own checksum.
@@ -111,6 +136,10 @@ pub(crate) struct Edit {
     pub(crate) indexes: Vec<(i64, IndexFile)>,
     /// Index files that go, as segment and field.
     pub(crate) drop_indexes: Vec<(i64, i64)>,
+    /// New values of columns of segments that stay; they replace those whose rows they cover.
+    pub(crate) columns: Vec<(i64, ColumnFile)>,
+    /// Columns that were made later and go, as segment and field.
+    pub(crate) drop_columns: Vec<(i64, i64)>,
     /// The new floor, where the edit moves it.
     pub(crate) log_floor: Option<Lsn>,
     /// The newest schema among the new segments.
@@ -195,6 +224,19 @@ impl Manifest {
             segment.indexes.retain(|old| old.field != index.field);
             segment.indexes.push(index);
         }
+        for (id, field) in edit.drop_columns {
+            let Some(segment) = live.get_mut(&id) else {
+                return broken(Invariant::OnlyLiveSegmentsChange, format!("segment {id}"));
+            };
+            segment.columns.retain(|old| old.field != field);
+        }
+        for (id, column) in edit.columns {
+            let Some(segment) = live.get_mut(&id) else {
+                return broken(Invariant::OnlyLiveSegmentsChange, format!("segment {id}"));
+            };
+            segment.columns.retain(|old| !old.is_within(&column));
+            segment.columns.push(column);
+        }
         for segment in edit.add {
             // Segments are written at the same time, so not in the order of their ids.
             if self.segment(segment.id).is_some() || live.contains_key(&segment.id) {
@@ -212,7 +254,10 @@ impl Manifest {
     pub(crate) fn files(&self) -> impl Iterator<Item = (&str, u64)> {
         self.segments.iter().flat_map(|segment| {
             let indexes = segment.indexes.iter().map(|index| &index.sections);
-            std::iter::once((segment.data.file.as_str(), segment.data.len))
+            let columns = segment.columns.iter().map(|column| &column.data);
+            std::iter::once(&segment.data)
+                .chain(columns)
+                .map(|data| (data.file.as_str(), data.len))
                 .chain(indexes.chain(&segment.deletes).map(|file| (file.file.as_str(), file.len)))
         })
     }
@@ -350,6 +395,7 @@ mod tests {
                 head_crc32c: 1,
                 footer_crc32c: 2,
             },
+            columns: vec![],
             indexes: vec![],
             deletes: None,
         }

@@ -120,7 +120,7 @@ impl ReadView {
         let mut columns = Vec::with_capacity(fields.len());
         for name in fields {
             let field = self.known_field(name)?;
-            arrow_fields.push(field.to_arrow());
+            arrow_fields.push(field.to_arrow().with_name(&field.name));
             columns.push(gather(segments, field, &sources, &places)?);
         }
         let schema = Arc::new(ArrowSchema::new(arrow_fields));

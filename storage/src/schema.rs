@@ -301,13 +301,22 @@ pub struct Field {
     /// Type parameters as received, for clients that compare them.
     #[serde(default)]
     pub type_params: Vec<(String, String)>,
+    /// What its column is called in memory and on disk where that is not its name: the column was
+    /// made anew under the same name ([`Refill`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
 }
 
 impl Field {
     /// The Arrow field. All columns but the primary key are nullable in Arrow terms: a batch from
     /// before a field was added has no values for it.
     pub fn to_arrow(&self) -> ArrowField {
-        ArrowField::new(&self.name, self.data_type.to_arrow(), !self.primary_key)
+        ArrowField::new(self.column(), self.data_type.to_arrow(), !self.primary_key)
+    }
+
+    /// What its column is called in the log, in memory and on disk.
+    pub fn column(&self) -> &str {
+        self.column.as_deref().unwrap_or(&self.name)
     }
 
     /// `rows` times what a row without this field reads as: the default, else null. The hidden
@@ -415,6 +424,23 @@ pub struct Schema {
     /// Rises with every change.
     #[serde(default)]
     pub version: u32,
+    /// What functions will be when the vectors of all rows are made anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<Refill>,
+    /// Ids of fields below are taken, also by those that are gone.
+    #[serde(default)]
+    pub next_field: i64,
+}
+
+/// A function that is to make other vectors than those that are stored. Until every row has the
+/// new ones, in columns that nobody sees, the function and the vectors are as before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refill {
+    /// What the function will be; one of that name is there.
+    pub function: FunctionDef,
+    /// What its outputs will be: fields of the same name and type, with ids and columns of their
+    /// own.
+    pub fields: Vec<Field>,
 }
 
 impl Schema {
@@ -437,6 +463,42 @@ impl Schema {
             .iter()
             .find(|field| field.primary_key)
             .expect("a validated schema has a primary key")
+    }
+
+    /// All fields that have a column: those of the schema, and those that will take the place of
+    /// one.
+    pub fn stored_fields(&self) -> impl Iterator<Item = &Field> {
+        self.fields.iter().chain(self.pending_fields())
+    }
+
+    /// The field with that id, among those that have a column.
+    pub fn stored_field(&self, id: i64) -> Option<&Field> {
+        self.stored_fields().find(|field| field.id == id)
+    }
+
+    /// The fields that will take the place of one of the same name.
+    pub fn pending_fields(&self) -> impl Iterator<Item = &Field> {
+        self.pending.iter().flat_map(|refill| &refill.fields)
+    }
+
+    /// What rows are written by: pending functions and fields beside the others, the fields called
+    /// as their columns are.
+    pub fn written(self: &Arc<Self>) -> Arc<Self> {
+        if self.pending.is_empty() {
+            return Arc::clone(self);
+        }
+        let mut written = self.as_ref().clone();
+        for Refill { mut function, fields } in std::mem::take(&mut written.pending) {
+            for field in fields {
+                let column = field.column().to_owned();
+                function.outputs.iter_mut().filter(|name| **name == field.name).for_each(|name| {
+                    name.clone_from(&column);
+                });
+                written.fields.push(Field { name: column, ..field });
+            }
+            written.functions.push(function);
+        }
+        Arc::new(written)
     }
 
     /// The hidden field of dynamic keys.
@@ -465,6 +527,14 @@ impl Schema {
                 return fail(format!("field `{}` occurs twice", field.name));
             }
             if field.id != 0 && !ids.insert(field.id) {
+                return fail(format!("field id {} occurs twice", field.id));
+            }
+        }
+        for field in self.pending_fields() {
+            if self.field(&field.name).is_none_or(|old| old.data_type != field.data_type) {
+                return fail(format!("field `{}` cannot be made anew as it is", field.name));
+            }
+            if !ids.insert(field.id) {
                 return fail(format!("field id {} occurs twice", field.id));
             }
         }
@@ -583,154 +653,4 @@ fn default_array(data_type: &DataType, value: &Value, rows: usize) -> Option<Arr
 }
 
 #[cfg(test)]
-mod tests {
-    use arrow_array::cast::AsArray;
-    use arrow_array::types::Int64Type;
-    use arrow_array::{Array, RecordBatch};
-
-    use super::*;
-
-    fn field(name: &str, data_type: DataType) -> Field {
-        Field {
-            id: 0,
-            name: name.into(),
-            description: String::new(),
-            data_type,
-            nullable: false,
-            default: None,
-            primary_key: false,
-            auto_id: false,
-            partition_key: false,
-            clustering_key: false,
-            dynamic: false,
-            function_output: false,
-            type_params: vec![],
-        }
-    }
-
-    fn every_type() -> Vec<DataType> {
-        use DataType::*;
-        let array = |element| Array { element: Box::new(element), max_capacity: 4 };
-        vec![
-            Bool,
-            Int8,
-            Int16,
-            Int32,
-            Int64,
-            Float,
-            Double,
-            VarChar { max_length: 8 },
-            Json,
-            array(Int64),
-            array(VarChar { max_length: 3 }),
-            array(Bool),
-            FloatVector { dim: 4 },
-            Float16Vector { dim: 4 },
-            BFloat16Vector { dim: 4 },
-            Int8Vector { dim: 4 },
-            BinaryVector { dim: 16 },
-            SparseFloatVector,
-        ]
-    }
-
-    fn schema() -> Schema {
-        let mut fields = vec![Field { primary_key: true, ..field("id", DataType::Int64) }];
-        for (i, data_type) in every_type().into_iter().enumerate() {
-            fields.push(Field { nullable: true, ..field(&format!("f{i}"), data_type) });
-        }
-        fields.push(Field { dynamic: true, ..field(META, DataType::Json) });
-        Schema {
-            description: String::new(),
-            fields,
-            enable_dynamic_field: true,
-            functions: vec![],
-            properties: vec![],
-            version: 0,
-        }
-    }
-
-    #[test]
-    fn a_schema_survives_json() {
-        let schema = schema();
-        let text = serde_json::to_string(&schema).unwrap();
-        assert_eq!(serde_json::from_str::<Schema>(&text).unwrap(), schema);
-    }
-
-    #[test]
-    fn every_type_reads_as_null_where_the_field_is_absent() {
-        let schema = schema();
-        schema.validate().unwrap();
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(vec![1, 2, 3]))];
-        for field in &schema.fields[1..] {
-            let column = field.absent(3);
-            assert_eq!(column.data_type(), &field.data_type.to_arrow(), "{}", field.name);
-            assert_eq!(column.null_count(), if field.dynamic { 0 } else { 3 }, "{}", field.name);
-            columns.push(column);
-        }
-        RecordBatch::try_new(schema.to_arrow(), columns).unwrap();
-        assert_eq!(schema.dynamic().unwrap().absent(1).as_binary::<i64>().value(0), b"{}");
-    }
-
-    #[test]
-    fn a_default_wins_over_null_and_must_fit() {
-        let mut with =
-            Field { nullable: true, default: Some(Value::Int(7)), ..field("n", DataType::Int64) };
-        assert_eq!(with.absent(2).as_primitive::<Int64Type>().values(), &[7, 7]);
-        for (data_type, value) in [
-            (DataType::Int8, Value::Int(128)),
-            (DataType::Int64, Value::Float(1.0)),
-            (DataType::VarChar { max_length: 2 }, Value::String("abc".into())),
-            (DataType::Json, Value::String("{}".into())),
-        ] {
-            with.data_type = data_type;
-            with.default = Some(value);
-            assert!(with.validate().is_err(), "{with:?}");
-        }
-    }
-
-    #[test]
-    fn broken_schemas_are_refused_with_the_name_of_the_field() {
-        let broken = |change: fn(&mut Schema)| {
-            let mut schema = schema();
-            change(&mut schema);
-            schema.validate().expect_err("must be refused").0
-        };
-        assert!(broken(|s| s.fields[0].primary_key = false).contains("exactly one primary key"));
-        assert!(broken(|s| s.fields[1].primary_key = true).contains("`f0`"));
-        assert!(broken(|s| s.fields[2].name = "id".into()).contains("`id` occurs twice"));
-        assert!(broken(|s| s.fields[1].name = TS.into()).contains("reserved"));
-        assert!(broken(|s| s.fields[1].name = META.into()).contains(META));
-        assert!(broken(|s| s.enable_dynamic_field = false).contains(META));
-        assert!(broken(|s| s.fields[0].nullable = true).contains("`id`"));
-        assert!(broken(|s| s.fields[1].auto_id = true).contains("`f0`"));
-        assert!(broken(|s| s.fields[1].partition_key = true).contains("`f0`"));
-        assert!(
-            broken(|s| s.fields[1].data_type = DataType::FloatVector { dim: 0 }).contains("`f0`")
-        );
-        assert!(
-            broken(|s| s.fields[1].data_type = DataType::BinaryVector { dim: 12 })
-                .contains("multiple of 8")
-        );
-        assert!(
-            broken(|s| {
-                s.fields[1].data_type =
-                    DataType::Array { element: Box::new(DataType::Json), max_capacity: 1 };
-            })
-            .contains("JSON")
-        );
-        assert!(
-            broken(|s| {
-                s.functions.push(FunctionDef {
-                    id: 0,
-                    name: "bm25".into(),
-                    description: String::new(),
-                    kind: 1,
-                    inputs: vec!["nope".into()],
-                    outputs: vec![],
-                    params: vec![],
-                });
-            })
-            .contains("`nope`")
-        );
-    }
-}
+mod tests;

@@ -19,7 +19,7 @@ use elanus_index::{Cancel, Progress};
 
 use crate::Error;
 use crate::budget::Held;
-use crate::catalog::{CollectionInfo, IndexDef};
+use crate::catalog::CollectionInfo;
 use crate::checkpoint::{checkpoint, open_manifests, remove_files};
 use crate::collection::Collection;
 use crate::compact::{self, Merge};
@@ -158,7 +158,7 @@ pub(crate) fn compact(core: &Arc<Core>, collection: &Arc<Collection>, id: i64) {
 pub(crate) fn indexes_changed(core: &Arc<Core>, collection: &Arc<Collection>) {
     let info = collection.info();
     collection.upkeep().stop_unless(|task| {
-        let field = info.schema.field_by_id(task.field);
+        let field = info.schema.stored_field(task.field);
         field.is_some_and(|field| kind_wanted(&info, field) == Some(task.kind))
     });
     ask(core, collection);
@@ -298,10 +298,9 @@ fn sealed(segment: &Segment) -> Option<&Arc<SealedSegment>> {
     }
 }
 
-/// Live rows of sealed segments that still lack the index that a definition asks for.
-pub(crate) fn pending_rows(core: &Core, collection: &Collection, index: &IndexDef) -> usize {
+/// Live rows of sealed segments that still lack the index that a definition asks for over a field.
+pub(crate) fn pending_rows(core: &Core, collection: &Collection, field: &Field) -> usize {
     let (info, version) = (collection.info(), collection.version());
-    let Some(field) = info.schema.field(&index.field) else { return 0 };
     let building = collection.upkeep().state().building.clone();
     let pending = version.segments.iter().filter_map(|segment| {
         let sealed = sealed(segment)?;
@@ -324,7 +323,7 @@ fn next_task(core: &Core, collection: &Collection) -> Option<(Task, Arc<SealedSe
     let state = collection.upkeep().state();
     version.segments.iter().find_map(|segment| {
         let sealed = sealed(segment)?;
-        info.schema.fields.iter().find_map(|field| {
+        info.schema.stored_fields().find_map(|field| {
             let kind = wanted(core, &info, sealed, field)?;
             let failed = state.failures.contains_key(&(segment.id, field.id));
             let task = Task { segment: segment.id, field: field.id, kind };
@@ -333,7 +332,8 @@ fn next_task(core: &Core, collection: &Collection) -> Option<(Task, Arc<SealedSe
     })
 }
 
-/// Removes graphs that no definition asks for, with one commit.
+/// Removes graphs that no definition asks for, and what was made of columns that no field has, with
+/// one commit.
 fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error> {
     let mut guard = collection.manifests();
     let manifests = open_manifests(collection, &mut guard)?;
@@ -341,29 +341,39 @@ fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error>
     let mut edit = Edit::default();
     for entry in &manifests.current().segments {
         for index in &entry.indexes {
-            let field = info.schema.field_by_id(index.field);
+            let field = info.schema.stored_field(index.field);
             if field.and_then(|field| kind_wanted(&info, field)) != Some(index.kind) {
                 edit.drop_indexes.push((entry.id, index.field));
             }
         }
+        for column in &entry.columns {
+            let place = (entry.id, column.field);
+            if info.schema.stored_field(column.field).is_none()
+                && !edit.drop_columns.contains(&place)
+            {
+                edit.drop_columns.push(place);
+            }
+        }
     }
-    if edit.drop_indexes.is_empty() {
+    if edit.drop_indexes.is_empty() && edit.drop_columns.is_empty() {
         return Ok(());
     }
-    let dropped = edit.drop_indexes.clone();
+    let (indexes, columns) = (edit.drop_indexes.clone(), edit.drop_columns.clone());
     manifests.commit(edit, core.clock.now())?;
-    for (id, field) in dropped {
-        let segment = version.segments.iter().find(|segment| segment.id == id);
-        if let Some(sealed) = segment.and_then(|segment| sealed(segment)) {
-            sealed.drop_index(field);
-        }
+    let of =
+        |id: i64| version.segments.iter().find(|segment| segment.id == id).and_then(|s| sealed(s));
+    for (id, field) in indexes {
+        of(id).into_iter().for_each(|sealed| sealed.drop_index(field));
+    }
+    for (id, field) in columns {
+        of(id).into_iter().for_each(|sealed| sealed.drop_column(field));
     }
     Ok(())
 }
 
 /// Whether segment and definition are still there.
 fn is_wanted(info: &CollectionInfo, manifests: &Manifests, task: Task) -> bool {
-    let field = info.schema.field_by_id(task.field);
+    let field = info.schema.stored_field(task.field);
     field.and_then(|field| kind_wanted(info, field)) == Some(task.kind)
         && manifests.current().segment(task.segment).is_some()
 }
@@ -384,7 +394,7 @@ fn build(
         return Ok(());
     }
     let info = collection.info();
-    let Some(field) = info.schema.field_by_id(task.field) else { return Ok(()) };
+    let Some(field) = info.schema.stored_field(task.field) else { return Ok(()) };
     let version = match &*collection.manifests() {
         Some(manifests) => manifests.next_version(),
         None => return Ok(()),

@@ -338,6 +338,7 @@ mod tests {
             dynamic: false,
             function_output: false,
             type_params: Vec::new(),
+            column: None,
         }
     }
 
@@ -354,6 +355,8 @@ mod tests {
             functions: Vec::new(),
             properties: Vec::new(),
             version: 0,
+            pending: Vec::new(),
+            next_field: 0,
         }
     }
 

@@ -268,6 +268,7 @@ mod tests {
             dynamic: false,
             function_output: false,
             type_params: Vec::new(),
+            column: None,
         }
     }
 

@@ -299,6 +299,8 @@ mod tests {
             functions: Vec::new(),
             properties: Vec::new(),
             version: 0,
+            pending: Vec::new(),
+            next_field: 0,
         }
     }
 

@@ -109,6 +109,8 @@ fn from_wire(wire: CollectionSchema, limits: &Limits) -> Result<Schema, Failure>
         functions,
         properties: pairs(wire.properties),
         version: 0,
+        pending: Vec::new(),
+        next_field: 0,
     })
 }
 
@@ -141,6 +143,7 @@ fn dynamic_field() -> Field {
         dynamic: true,
         function_output: false,
         type_params: Vec::new(),
+        column: None,
     }
 }
 
@@ -170,6 +173,7 @@ fn field(wire: FieldSchema, limits: &Limits) -> Result<Field, Failure> {
         dynamic: false,
         function_output: wire.is_function_output,
         type_params,
+        column: None,
     };
     check_field(&field)?;
     Ok(field)

@@ -23,6 +23,9 @@ const DURABILITY: &str = "elanus.durability";
 /// The property that tells why a collection is quarantined.
 const DAMAGE: &str = "elanus.damage";
 
+/// The property that tells how far the stored texts are embedded anew, as a JSON object.
+const REEMBEDDING: &str = "elanus.reembedding";
+
 impl Node {
     pub(super) async fn create_collection(
         &self,
@@ -304,9 +307,10 @@ impl Node {
 fn same_collection(existing: &CollectionInfo, new: &NewCollection) -> Result<Status, Failure> {
     let bare = |schema: &Schema| {
         let mut schema = schema.clone();
-        schema.version = 0;
+        (schema.version, schema.next_field) = (0, 0);
+        schema.pending.clear();
         for field in &mut schema.fields {
-            field.id = 0;
+            (field.id, field.column) = (0, None);
         }
         for function in &mut schema.functions {
             function.id = 0;
@@ -401,6 +405,9 @@ impl Node {
         }
         if let Some(damage) = self.engine.collection(info.id).and_then(|open| open.damage()) {
             tell(DAMAGE, damage.to_string());
+        }
+        if let Some(state) = self.reembedding_state(info) {
+            tell(REEMBEDDING, state.to_string());
         }
         properties
     }

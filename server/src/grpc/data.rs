@@ -95,12 +95,13 @@ impl Node {
             true => Some(self.plan.partial_updates.lock(info.id).await),
             false => None,
         };
+        // Of what was written last: rows and the schema that they are read and written by.
+        let (info, view) = collection.read_at(Ts::MAX);
         let ops = partial::Ops::parse(&request.field_ops, &info.schema)?;
-        let moved = primary.auto_id;
+        let moved = info.schema.primary().auto_id;
         let rows = Rows::new(self, &info, target);
         let limits = self.limits.clone();
         let (data, num_rows) = (request.fields_data, request.num_rows as usize);
-        let view = collection.view();
         let prepare = move || {
             let accept = Accept { auto_key: true, partial };
             let mut columns = Columns::decode(&rows.schema, data, num_rows, accept, &limits)?;
@@ -307,6 +308,7 @@ impl Node {
 
 /// What the rows of one request need on their way to storage.
 struct Rows {
+    /// With the fields and functions that are pending.
     schema: Arc<Schema>,
     engine: Engine,
     target: Target,
@@ -331,7 +333,7 @@ enum Prepared {
 
 impl Rows {
     fn new(node: &Node, info: &CollectionInfo, target: Target) -> Self {
-        Self { schema: Arc::clone(&info.schema), engine: node.engine.clone(), target }
+        Self { schema: info.schema.written(), engine: node.engine.clone(), target }
     }
 
     /// Adds generated keys and works out which functions to run.

@@ -1,8 +1,9 @@
 //! Functions of a collection that exists: added, altered, dropped.
 //!
-//! What is stored stays as it is. A function that is added fills its output from then on; one that is
-//! dropped leaves an ordinary field, which clients fill. One that is altered must go on making the
-//! vectors that it made: rows would otherwise be compared with questions of another model.
+//! A function that is added fills its output from then on, and what is stored stays as it is; one
+//! that is dropped leaves an ordinary field, which clients fill. One that is altered so that it makes
+//! other vectors is as before until those of all rows are made anew ([`crate::reembed`]): rows
+//! would otherwise be compared with questions of another model.
 
 use elanus_proto::common::Status;
 use elanus_proto::milvus::*;
@@ -25,7 +26,7 @@ impl Node {
         let (collection, id) = (&request.collection_name, request.collection_id);
         self.change_functions(ctx, collection, id, |schema| {
             schema.functions.push(added.clone());
-            Ok(Some(added.name.clone()))
+            Ok(Change { function: added.name.clone(), check: true, anew: false })
         })
         .await
     }
@@ -57,17 +58,10 @@ impl Node {
             }
             let (before, after) =
                 (ModelFunction::of(old, schema)?, ModelFunction::of(&altered, schema)?);
-            if !before.makes_the_vectors_of(&after) {
-                return Err(Failure::unimplemented(format!(
-                    "function {name}: with these parameters it would make other vectors than those \
-                     that are stored, and embedding stored rows anew is not supported yet: only \
-                     search_prompt, credential, url, endpoint, user and max_client_batch_size can \
-                     be altered; for another model make a new collection and insert the texts again"
-                )));
-            }
             let id = old.id;
             schema.functions[at] = FunctionDef { id, ..altered.clone() };
-            Ok(Some(name.clone()))
+            let anew = !before.makes_the_vectors_of(&after);
+            Ok(Change { function: name.clone(), check: true, anew })
         })
         .await
     }
@@ -91,20 +85,20 @@ impl Node {
     ) -> Result<Status, Failure> {
         self.change_functions(ctx, collection, id, |schema| {
             schema.functions.remove(position(schema, name)?);
-            Ok(None)
+            Ok(Change { function: name.to_owned(), check: false, anew: false })
         })
         .await
     }
 
-    /// Changes the functions of a collection; `change` names the one whose model is asked whether
-    /// it fits. It is made twice: to ask, which may take a provider's while, and then, with nobody
-    /// else changing the list, to what the functions are by that time.
+    /// Changes the functions of a collection. `change` is made twice: to ask whether the model
+    /// fits, which may take a provider's while, and then, with nobody else changing the list, to
+    /// what the functions are by that time.
     async fn change_functions(
         &self,
         ctx: &Context,
         name: &str,
         id: i64,
-        change: impl Fn(&mut Schema) -> Result<Option<String>, Failure>,
+        change: impl Fn(&mut Schema) -> Result<Change, Failure>,
     ) -> Result<Status, Failure> {
         let changed = || -> Result<_, Failure> {
             let info = self.collection_to_alter(ctx, name, id)?;
@@ -113,24 +107,48 @@ impl Node {
             schema::check_functions_of(&mut schema, &self.limits)?;
             Ok((info, schema, changed))
         };
-        let (asked, schema, to_ask) = changed()?;
-        if let Some(function) = schema.functions.iter().find(|f| Some(&f.name) == to_ask.as_ref()) {
+        let (asked, schema, Change { function, check, .. }) = changed()?;
+        if let Some(function) = schema.functions.iter().find(|f| check && f.name == function) {
             let model = ModelFunction::of(function, &schema)?;
             model.check(&schema, self.engines()).await?;
         }
         // The list is replaced as a whole: two changes at a time would lose one.
         let _alone = self.plan.function_changes.lock().await;
-        let (info, schema, _) = changed()?;
+        let (info, schema, changed) = changed()?;
         // Fields are only ever added, but under the name may be another collection by now.
         if info.id != asked.id {
             return Err(Failure::invalid(format!(
                 "collection {name} was replaced by another meanwhile"
             )));
         }
-        let change = CollectionChange::Functions(schema.functions);
+        // What was pending for this function is given up: it is now what was asked for last.
+        let pending = info.schema.pending.iter().map(|refill| &refill.function);
+        let mut pending: Vec<_> = pending.filter(|f| f.name != changed.function).cloned().collect();
+        let mut now = schema.functions;
+        if changed.anew {
+            pending.extend(now.iter().find(|f| f.name == changed.function).cloned());
+            now.clone_from(&info.schema.functions);
+            tracing::info!(
+                collection = info.name,
+                function = changed.function,
+                "stored texts are to be embedded anew"
+            );
+        }
+        let change = CollectionChange::Functions { now, pending };
         self.engine.alter_collection(&info.db, &info.name, change).await?;
+        self.reembedding.wake();
         Ok(success())
     }
+}
+
+/// What a change of functions does.
+struct Change {
+    /// The one that is changed.
+    function: String,
+    /// Whether its model is asked.
+    check: bool,
+    /// Whether it would make other vectors than those that are stored.
+    anew: bool,
 }
 
 fn definition(wire: Option<FunctionSchema>) -> Result<FunctionDef, Failure> {

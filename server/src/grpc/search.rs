@@ -21,7 +21,7 @@ use crate::node::{Context, Node};
 use crate::plan::filter::Filter;
 use crate::plan::group::Grouping;
 use crate::plan::hybrid::{self, Candidates, Fusion};
-use crate::plan::iterate::{Cursor, PageRequest};
+use crate::plan::iterate::{self, Cursor, PageRequest};
 use crate::plan::route::ByKey;
 use crate::plan::score::{Reranker, Scoring};
 use crate::plan::search::{self, Leg, LegScope, Page, Readable, Selections};
@@ -58,17 +58,17 @@ impl Node {
         ctx: &Context,
         mut request: SearchRequest,
     ) -> Result<SearchResults, Failure> {
-        let (info, collection) = self.collection(ctx, &request.collection_name)?;
+        let (_, collection) = self.collection(ctx, &request.collection_name)?;
+        let params = Params::parse(&request.search_params)?;
+        let (info, view) = view(&collection, params.flag("iterator")?, request.guarantee_timestamp);
         let readable = self.readable(&info, &request.partition_names)?;
         refuse_extras(&request)?;
-        let params = Params::parse(&request.search_params)?;
         refuse_order_by(&params)?;
         let page = Page::parse(&params, "topk", "search_params", &self.limits)?;
         let grouping = Grouping::parse(&params, &info.schema, &self.limits)?;
         let iteration = PageRequest::parse(&params, &info, page)?;
         let output = Output::resolve(&info.schema, &request.output_fields)?;
         let score = request.function_score.take();
-        let view = view(&collection, params.flag("iterator")?, request.guarantee_timestamp);
         let leg = Leg::bind(&info, &self.limits, request, &params, page.end())?;
         check_combination(&leg, grouping.as_ref(), params.flag("iterator")?, iteration.is_some())?;
         let scoring = score.map(|score| self.scoring(&score, &info, &leg)).transpose()?;
@@ -117,7 +117,9 @@ impl Node {
         ctx: &Context,
         request: HybridSearchRequest,
     ) -> Result<SearchResults, Failure> {
-        let (info, collection) = self.collection(ctx, &request.collection_name)?;
+        let (_, collection) = self.collection(ctx, &request.collection_name)?;
+        // Before the texts are embedded: the view has the vectors that the functions make.
+        let (info, view) = collection.read_at(Ts::MAX);
         let readable = self.readable(&info, &request.partition_names)?;
         if !request.function_chains.is_empty() {
             return Err(Failure::invalid("function_chains are not supported, use function_score"));
@@ -156,7 +158,6 @@ impl Node {
         }
         let texts: Vec<_> = legs.iter().map(Leg::texts).collect();
         let embedded = function::queries(self.engines(), &texts).await?;
-        let view = collection.view();
         let session_ts = self.session_ts(&view);
         let (cancel, _guard) = cancel_on_drop();
         let fusion = Fusion {
@@ -244,7 +245,11 @@ impl Node {
     ) -> Result<SearchResultData, Failure> {
         let before = (iteration.token.as_deref().zip(iteration.last_bound))
             .and_then(|(token, bound)| self.plan.iterators.get(token, bound));
-        let token = iteration.token.clone().unwrap_or_else(|| format!("{:x}", self.next_ts().0));
+        let field = job.legs[0].field.id;
+        let token = match &iteration.token {
+            Some(token) => iterate::resume(token, field).map(|()| token.clone())?,
+            None => iterate::token(self.next_ts(), field),
+        };
         let run = move || job.page(embedded, page, &iteration, before.as_ref());
         let (mut results, last_bound, cursor) = self.engine.pools().search(run).await??;
         match cursor {
@@ -269,9 +274,10 @@ impl Node {
         ctx: &Context,
         request: QueryRequest,
     ) -> Result<QueryResults, Failure> {
-        let (info, collection) = self.collection(ctx, &request.collection_name)?;
-        let readable = self.readable(&info, &request.partition_names)?;
+        let (_, collection) = self.collection(ctx, &request.collection_name)?;
         let params = Params::parse(&request.query_params)?;
+        let (info, view) = view(&collection, params.flag("iterator")?, request.guarantee_timestamp);
+        let readable = self.readable(&info, &request.partition_names)?;
         refuse_order_by(&params)?;
         if params.has("group_by_fields") {
             return Err(Failure::invalid(
@@ -304,7 +310,6 @@ impl Node {
             filter: Filter { text: request.expr, values: request.expr_template_values },
             ignore_growing: params.flag("ignore_growing")?,
         };
-        let view = view(&collection, params.flag("iterator")?, request.guarantee_timestamp);
         let session_ts = self.session_ts(&view);
         let (schema, max_bytes) = (Arc::clone(&info.schema), self.limits.output_bytes);
         let (cancel, _guard) = cancel_on_drop();
@@ -528,16 +533,18 @@ impl Window {
     }
 }
 
-/// The rows that a request sees: the newest, or for an iterator those of its first page.
+/// What a request sees, and the schema it is read by, which go together: the newest rows, or for an
+/// iterator those of its first page.
 ///
 /// A write is visible when it is acknowledged, so every consistency level is satisfied at once;
 /// a timestamp in the future is no reason to wait.
-fn view(collection: &Collection, iterating: bool, guarantee: u64) -> ReadView {
-    if iterating && guarantee > LEVELS {
-        collection.view_at(Ts(guarantee))
-    } else {
-        collection.view()
-    }
+fn view(
+    collection: &Collection,
+    iterating: bool,
+    guarantee: u64,
+) -> (Arc<CollectionInfo>, ReadView) {
+    let then = (iterating && guarantee > LEVELS).then_some(Ts(guarantee));
+    collection.read_at(then.unwrap_or(Ts::MAX))
 }
 
 /// Refuses the parts of a search that are not supported, instead of leaving them out silently.

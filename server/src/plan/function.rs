@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, LargeBinaryArray};
-use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, LargeBinaryArray};
+use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType as ArrowType, Field as ArrowField};
 use bytes::Bytes;
 use elanus_embed::{EmbedRequest, Embeddings, Mode, Outputs, shorten};
 use elanus_proto::codes::Code;
-use elanus_storage::Schema;
+use elanus_storage::schema::Field;
+use elanus_storage::{Schema, Unfilled};
 use futures::future::try_join_all;
 
 use crate::convert::fields::Columns;
@@ -75,17 +76,7 @@ impl Fill {
                 continue;
             }
             let texts = input(schema, columns, &function)?;
-            let outputs = Outputs {
-                dense: function.dense.is_some(),
-                sparse: function.sparse.is_some(),
-                colbert: false,
-            };
-            let request = EmbedRequest {
-                max_length: function.max_length,
-                prompt: function.insert_prompt.clone(),
-                ..EmbedRequest::new(texts, outputs, Mode::Insert)
-            };
-            fill.users.push((fill.calls.join(&function.source, request)?, function));
+            fill.users.push((fill.calls.join_to_store(&function, texts)?, function));
         }
         Ok(fill)
     }
@@ -129,6 +120,110 @@ impl Filled {
             }
         }
         Ok(())
+    }
+}
+
+/// 64 texts: as many as stored rows put into a model's queue at a time.
+const REFILL_TEXTS: usize = 64;
+
+/// Makes the values of pending fields of stored rows. `schema` is what rows are
+/// [written](Schema::written) by. Rows without a text have no vector.
+///
+/// # Errors
+/// Code 2400 when a model fails, or gives something else than the fields expect.
+pub async fn refill(
+    engines: Engines<'_>,
+    schema: &Schema,
+    rows: &Unfilled,
+) -> Result<Vec<ArrayRef>, Failure> {
+    let fills = |function: &ModelFunction| {
+        function.outputs().any(|output| rows.fields.iter().any(|field| field.name == output))
+    };
+    let functions: Vec<_> = ModelFunction::all(schema).into_iter().filter(fills).collect();
+    let count = rows.inputs.num_rows();
+    let mut columns: Vec<Refilled> =
+        rows.fields.iter().map(|field| Refilled::new(field, count)).collect();
+    for first in (0..count).step_by(REFILL_TEXTS) {
+        let end = count.min(first + REFILL_TEXTS);
+        let (mut calls, mut users) = (Calls::default(), Vec::new());
+        for function in &functions {
+            let column = rows.inputs.column_by_name(&function.input);
+            let texts =
+                column.and_then(|column| column.as_string_opt::<i64>()).ok_or_else(|| {
+                    Failure::internal(format!("the input {} is no text", function.input))
+                })?;
+            let has_text = |row: &usize| {
+                rows.wanted.value(*row) && texts.is_valid(*row) && !texts.value(*row).is_empty()
+            };
+            let places: Vec<usize> = (first..end).filter(has_text).collect();
+            if places.is_empty() {
+                continue;
+            }
+            let texts = places.iter().map(|row| texts.value(*row).to_owned()).collect();
+            users.push((calls.join_to_store(function, texts)?, function, places));
+        }
+        let answers = calls.run(|source, request| embed(engines, source, request)).await?;
+        for (call, function, places) in users {
+            let made = columns.iter_mut().zip(&rows.fields);
+            for (column, field) in made.filter(|(_, f)| function.outputs().any(|o| f.name == o)) {
+                column.put(&answers[call], function, field, &places)?;
+            }
+        }
+    }
+    columns.into_iter().zip(&rows.fields).map(|(column, field)| column.finish(field)).collect()
+}
+
+/// A column of vectors that is put together bit by bit.
+enum Refilled {
+    Dense { values: Vec<f32>, valid: Vec<bool> },
+    Sparse(Vec<Option<Vec<u8>>>),
+}
+
+impl Refilled {
+    fn new(field: &Field, rows: usize) -> Self {
+        match field.data_type.dim() {
+            Some(dim) => {
+                Self::Dense { values: vec![0.0; rows * dim as usize], valid: vec![false; rows] }
+            }
+            None => Self::Sparse(vec![None; rows]),
+        }
+    }
+
+    fn put(
+        &mut self,
+        answer: &Answer,
+        function: &ModelFunction,
+        field: &Field,
+        places: &[usize],
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Dense { values, valid } => {
+                let dim = field.data_type.dim().unwrap_or(0) as usize;
+                let made = answer.dense(function, dim, places.len())?;
+                for (vector, &row) in made.chunks_exact(dim.max(1)).zip(places) {
+                    values[row * dim..][..dim].copy_from_slice(vector);
+                    valid[row] = true;
+                }
+            }
+            Self::Sparse(rows) => {
+                let made = answer.sparse(function, places.len())?;
+                for (vector, &row) in made.iter().zip(places) {
+                    rows[row] = Some(wire(vector));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, field: &Field) -> Result<ArrayRef, Failure> {
+        match self {
+            Self::Dense { values, valid } => {
+                let nulls = Some(NullBuffer::from(valid)).filter(|nulls| nulls.null_count() > 0);
+                let dim = field.data_type.dim().unwrap_or(0) as usize;
+                dense_list(values.into(), dim, nulls)
+            }
+            Self::Sparse(rows) => Ok(Arc::new(LargeBinaryArray::from_iter(rows))),
+        }
     }
 }
 
@@ -235,6 +330,25 @@ fn output(schema: &Schema, name: &str) -> Result<(usize, usize), Failure> {
 struct Calls(Vec<(Source, EmbedRequest)>);
 
 impl Calls {
+    /// Adds what a function does with texts that are stored; returns the number of the call.
+    fn join_to_store(
+        &mut self,
+        function: &ModelFunction,
+        texts: Vec<String>,
+    ) -> Result<usize, Failure> {
+        let outputs = Outputs {
+            dense: function.dense.is_some(),
+            sparse: function.sparse.is_some(),
+            colbert: false,
+        };
+        let request = EmbedRequest {
+            max_length: function.max_length,
+            prompt: function.insert_prompt.clone(),
+            ..EmbedRequest::new(texts, outputs, Mode::Insert)
+        };
+        self.join(&function.source, request)
+    }
+
     /// Adds a call, or widens an equal one that is already there; returns its number.
     fn join(&mut self, source: &Source, request: EmbedRequest) -> Result<usize, Failure> {
         if request.texts.iter().any(String::is_empty) {
@@ -327,14 +441,7 @@ impl Answer {
         dim: usize,
         rows: usize,
     ) -> Result<ArrayRef, Failure> {
-        let values = self.dense(function, dim, rows)?;
-        let list = FixedSizeListArray::try_new(
-            Arc::new(ArrowField::new("item", ArrowType::Float32, false)),
-            i32::try_from(dim).unwrap_or(i32::MAX),
-            Arc::new(Float32Array::new(values, None)),
-            None,
-        );
-        Ok(Arc::new(list.map_err(|error| Failure::internal(error.to_string()))?))
+        dense_list(self.dense(function, dim, rows)?, dim, None)
     }
 
     fn sparse_column(&self, function: &ModelFunction, rows: usize) -> Result<ArrayRef, Failure> {
@@ -360,6 +467,20 @@ impl Answer {
         let rows = self.sparse(function, rows)?;
         Ok(QueryRows::Sparse(rows.iter().map(|row| Bytes::from(wire(row))).collect()))
     }
+}
+
+fn dense_list(
+    values: ScalarBuffer<f32>,
+    dim: usize,
+    nulls: Option<NullBuffer>,
+) -> Result<ArrayRef, Failure> {
+    let list = FixedSizeListArray::try_new(
+        Arc::new(ArrowField::new("item", ArrowType::Float32, false)),
+        i32::try_from(dim).unwrap_or(i32::MAX),
+        Arc::new(Float32Array::new(values, None)),
+        nulls,
+    );
+    Ok(Arc::new(list.map_err(|error| Failure::internal(error.to_string()))?))
 }
 
 fn no_output(function: &ModelFunction, kind: &str) -> Failure {

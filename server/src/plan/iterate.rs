@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use elanus_storage::{CollectionInfo, Key};
+use elanus_storage::{CollectionInfo, Key, Ts};
 
 use super::Params;
 use super::rank::narrow;
@@ -82,6 +82,25 @@ impl PageRequest {
             last_bound: params.float("search_iter_last_bound")?.map(narrow),
             batch,
         }))
+    }
+}
+
+/// Names an iteration over a vector field, by its id.
+pub fn token(ts: Ts, field: i64) -> String {
+    format!("{:x}@{field}", ts.0)
+}
+
+/// Refuses to go on with an iteration over vectors that others took the place of.
+///
+/// # Errors
+/// Code 1100 for an iteration that began over another field, by its id.
+pub fn resume(token: &str, field: i64) -> Result<(), Failure> {
+    match token.rsplit_once('@').and_then(|(_, began)| began.parse::<i64>().ok()) {
+        Some(began) if began != field => Err(Failure::invalid(
+            "the vectors were made anew during iteration, and scores of the old and the new \
+             cannot be compared: begin the iteration again",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -220,6 +239,16 @@ mod tests {
             cursor = Cursor::advance(cursor.as_ref(), &page, page[page.len() - 1].0).unwrap();
         }
         assert_eq!(seen, [1, 9, 3, 2, 4, 5].map(key));
+    }
+
+    #[test]
+    fn an_iteration_ends_where_its_vectors_do() {
+        let token = token(Ts(255), 102);
+        assert_eq!(token, "ff@102");
+        assert!(resume(&token, 102).is_ok());
+        let refused = resume(&token, 105).unwrap_err();
+        assert!(refused.reason().contains("made anew"), "{refused}");
+        assert!(resume("of another kind", 105).is_ok());
     }
 
     #[test]

@@ -108,7 +108,11 @@ pub fn complete(
         .map(|row| row.and_then(|_| next_old.next()).map_or((1, 0), |old| (0, old)))
         .collect();
     let wanted = |at: usize, field: &Field| {
-        at != key && (columns.get(at).is_none() || field.dynamic || ops.0.contains_key(&field.name))
+        // What a pending function makes is not to be had from the old rows; it is made again.
+        let pending = field.column.as_ref() == Some(&field.name);
+        at != key
+            && !pending
+            && (columns.get(at).is_none() || field.dynamic || ops.0.contains_key(&field.name))
     };
     let names: Vec<&str> = (schema.fields.iter().enumerate())
         .filter(|(at, field)| wanted(*at, field))
@@ -280,6 +284,7 @@ mod tests {
             dynamic: false,
             function_output: false,
             type_params: Vec::new(),
+            column: None,
         }
     }
 

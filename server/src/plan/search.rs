@@ -612,6 +612,7 @@ mod tests {
             dynamic: false,
             function_output: false,
             type_params: Vec::new(),
+            column: None,
         };
         let effort = |kind: &str, pairs: &[(&str, &str)]| {
             let index = [("index_type".to_owned(), kind.to_owned())];

@@ -13,7 +13,7 @@ use elanus_index::Row;
 use super::{Frozen, Installed, Merged};
 use crate::Error;
 use crate::clock::Ts;
-use crate::collection::Collection;
+use crate::collection::{Collection, check_columns};
 use crate::engine::Core;
 use crate::keys::{KeyColumn, KeyRef};
 use crate::log::Lsn;
@@ -239,10 +239,12 @@ impl State {
             return Err(damage.duplicate());
         }
         let (Change::Insert(parts) | Change::Replace { parts, .. }) = change else { return Ok(()) };
-        match parts.iter().find(|(id, _)| !self.partitions.contains(id)) {
-            Some((gone, _)) => Err(Error::PartitionNotFound(gone.to_string())),
-            None => Ok(()),
+        if let Some((gone, _)) = parts.iter().find(|(id, _)| !self.partitions.contains(id)) {
+            return Err(Error::PartitionNotFound(gone.to_string()));
         }
+        // They may have been checked before the schema changed.
+        let schema = &self.collection.info().schema;
+        parts.iter().try_for_each(|(_, rows)| check_columns(schema, rows))
     }
 
     /// Kills the live rows of some keys; returns how many died.

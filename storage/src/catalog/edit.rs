@@ -13,7 +13,7 @@ use super::{
 use crate::Error;
 use crate::clock::Ts;
 use crate::log::Lsn;
-use crate::schema::{DataType, Field, Schema};
+use crate::schema::{DataType, Field, FunctionDef, Refill, Schema};
 
 /// Ids of fields and functions begin here, as in Milvus.
 const FIRST_FIELD_ID: i64 = 100;
@@ -232,18 +232,36 @@ impl CatalogView {
                 CollectionChange::AddField(field) => {
                     change_schema(info, ts, |schema| add_field(schema, *field))?;
                 }
-                CollectionChange::Functions(functions) => {
-                    change_schema(info, ts, |schema| {
-                        for field in &mut schema.fields {
-                            field.function_output =
-                                functions.iter().any(|f| f.outputs.contains(&field.name));
-                        }
-                        schema.functions = functions;
-                        Ok(())
-                    })?;
+                CollectionChange::Functions { now, pending } => {
+                    // What is pending is not seen, so nobody need read the schema again for it.
+                    let seen = info.schema.functions != now;
+                    let ts = if seen { ts } else { info.updated };
+                    change_schema(info, ts, |schema| set_functions(schema, now, pending))?;
                 }
             }
             Ok(())
+        })
+    }
+
+    /// Lets the pending functions of a collection, and the columns that they filled, take their
+    /// places.
+    pub(crate) fn end_refill(&mut self, id: i64, ts: Ts) -> Result<Arc<CollectionInfo>, Error> {
+        self.edit(id, |info, _| {
+            change_schema(info, ts, |schema| {
+                for Refill { function, fields } in std::mem::take(&mut schema.pending) {
+                    for new in fields {
+                        let old = schema.fields.iter_mut().find(|field| field.name == new.name);
+                        if let Some(old) = old {
+                            (old.id, old.column) = (new.id, new.column);
+                        }
+                    }
+                    let old = schema.functions.iter_mut().find(|old| old.name == function.name);
+                    if let Some(old) = old {
+                        *old = FunctionDef { id: old.id, ..function };
+                    }
+                }
+                Ok(())
+            })
         })
     }
 
@@ -506,6 +524,36 @@ fn change_field(
     Ok(())
 }
 
+fn set_functions(
+    schema: &mut Schema,
+    now: Vec<FunctionDef>,
+    pending: Vec<FunctionDef>,
+) -> Result<(), Error> {
+    for field in &mut schema.fields {
+        field.function_output = now.iter().any(|f| f.outputs.contains(&field.name));
+    }
+    let before = std::mem::take(&mut schema.pending);
+    for function in pending {
+        let same =
+            |old: &&FunctionDef| old.name == function.name && old.outputs == function.outputs;
+        if now.iter().find(same).is_none() {
+            return Err(Error::Invalid(format!(
+                "function `{}` with these outputs does not exist, so it cannot be replaced",
+                function.name
+            )));
+        }
+        if let Some(refill) = before.iter().find(|refill| refill.function == function) {
+            schema.pending.push(refill.clone());
+            continue;
+        }
+        let outputs = schema.fields.iter().filter(|field| function.outputs.contains(&field.name));
+        let fields = outputs.map(|field| Field { id: 0, column: None, ..field.clone() }).collect();
+        schema.pending.push(Refill { function, fields });
+    }
+    schema.functions = now;
+    Ok(())
+}
+
 fn add_field(schema: &mut Schema, field: Field) -> Result<(), Error> {
     if field.primary_key || field.partition_key || field.clustering_key {
         return Err(Error::Invalid(format!("field `{}`: a key cannot be added later", field.name)));
@@ -525,13 +573,25 @@ fn add_field(schema: &mut Schema, field: Field) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives fields and functions without an id the next ones.
+/// Gives fields and functions without an id the next ones. No field gets an id that another had:
+/// columns and indexes on disk are known by it.
 fn assign_ids(schema: &mut Schema) {
-    fn assign<'a>(ids: impl Iterator<Item = &'a mut i64>) {
-        let (unset, set): (Vec<_>, Vec<_>) = ids.partition(|id| **id == 0);
-        let next = set.iter().map(|id| **id + 1).max().unwrap_or(0).max(FIRST_FIELD_ID);
-        (next..).zip(unset).for_each(|(next, id)| *id = next);
+    let Schema { fields, pending, functions, next_field, .. } = schema;
+    let pending = pending.iter_mut().flat_map(|refill| &mut refill.fields);
+    let mut fields: Vec<&mut Field> = fields.iter_mut().chain(pending).collect();
+    let next = fields.iter().map(|field| field.id + 1).max().unwrap_or(0).max(*next_field);
+    let unset = fields.iter_mut().filter(|field| field.id == 0);
+    *next_field = next.max(FIRST_FIELD_ID);
+    for field in unset {
+        field.id = *next_field;
+        *next_field += 1;
     }
-    assign(schema.fields.iter_mut().map(|field| &mut field.id));
-    assign(schema.functions.iter_mut().map(|function| &mut function.id));
+    let next = functions.iter().map(|function| function.id + 1).max().unwrap_or(0);
+    let unset = functions.iter_mut().filter(|function| function.id == 0);
+    (next.max(FIRST_FIELD_ID)..).zip(unset).for_each(|(next, function)| function.id = next);
+    let refilled = schema.pending.iter_mut().flat_map(|refill| &mut refill.fields);
+    for field in refilled {
+        // No user's field has such a name.
+        field.column = Some(format!("{}@{}", field.name, field.id));
+    }
 }

@@ -238,8 +238,14 @@ pub enum CollectionChange {
     /// Advances the schema timestamp.
     AddField(Box<Field>),
     /// Replaces the functions, and marks the fields that they fill; ids of 0 are assigned. Advances
-    /// the schema timestamp.
-    Functions(Vec<FunctionDef>),
+    /// the schema timestamp, unless only what is pending changes.
+    Functions {
+        /// What they are from now on.
+        now: Vec<FunctionDef>,
+        /// What some of them, by name, will be once their outputs are made anew for all rows
+        /// ([`crate::schema::Refill`]). What was pending and is not among these is given up.
+        pending: Vec<FunctionDef>,
+    },
 }
 
 /// One committed version of the catalog.

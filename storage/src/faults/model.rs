@@ -171,7 +171,10 @@ impl Model {
             Operation::Truncate(name) => {
                 self.of(name)?.partitions.values_mut().for_each(BTreeMap::clear);
             }
-            Operation::Flush(name) | Operation::Compact(name) | Operation::Upkeep(name) => {
+            Operation::Flush(name)
+            | Operation::Compact(name)
+            | Operation::Upkeep(name)
+            | Operation::Refill(name) => {
                 self.of(name)?;
             }
             Operation::Expire(name, after) => self.of(name)?.expire_after = Some(*after),

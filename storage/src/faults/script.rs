@@ -13,7 +13,7 @@ use elanus_index::{Cancel, Metric};
 
 use crate::catalog::{DEFAULT_DB, GraphDef, TTL};
 use crate::filter::{Templates, compile};
-use crate::schema::{DataType, Field, Schema, Value};
+use crate::schema::{DataType, Field, FunctionDef, Schema, Value};
 use crate::segment::testing::field;
 use crate::{Collection, CollectionChange, Engine, Error, Keys, NewCollection, NewIndex, Scope};
 
@@ -58,6 +58,8 @@ pub(super) enum Operation {
     CreateIndex(&'static str, &'static str),
     DropIndex(&'static str, &'static str),
     AddField(&'static str),
+    /// Makes all vectors anew, as they were, and puts them in place.
+    Refill(&'static str),
     Property(&'static str, &'static str),
     Load(&'static str),
     CreatePartition(&'static str, &'static str),
@@ -121,6 +123,8 @@ fn new_collection(name: &str) -> NewCollection {
             functions: vec![],
             properties: vec![],
             version: 0,
+            pending: vec![],
+            next_field: 0,
         },
         shards: 1,
         consistency: 2,
@@ -128,6 +132,46 @@ fn new_collection(name: &str) -> NewCollection {
         partitions: vec!["other".into()],
         num_partitions: 0,
     }
+}
+
+/// The rows with a column for every field that is or was made anew.
+fn with_all_columns(collection: &Collection, rows: &RecordBatch) -> RecordBatch {
+    let info = collection.info();
+    let named = |name: &str| rows.column_by_name(name).map(Arc::clone);
+    let mut columns: Vec<(String, ArrayRef)> = (rows.schema_ref().fields().iter())
+        .filter_map(|field| Some((field.name().clone(), named(field.name())?)))
+        .collect();
+    for field in info.schema.stored_fields().filter(|field| field.column.is_some()) {
+        columns.extend(named(&field.name).map(|column| (field.column().to_owned(), column)));
+    }
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+/// Makes the vectors of all rows anew. `version` tells one such change from another.
+async fn refill(engine: &Engine, name: &str) -> Result<(), Error> {
+    let collection = find(engine, name)?;
+    let function = |version: u32| FunctionDef {
+        id: 0,
+        name: "f".into(),
+        description: version.to_string(),
+        kind: 1,
+        inputs: vec!["id".into(), "value".into()],
+        outputs: vec!["vector".into()],
+        params: vec![],
+    };
+    let version = collection.info().schema.version;
+    let change =
+        CollectionChange::Functions { now: vec![function(0)], pending: vec![function(version)] };
+    engine.alter_collection(DB, name, change).await?;
+    while let Some(rows) = engine.next_unfilled(collection.id(), 3).await? {
+        let numbers = |at: usize| rows.inputs.column(at).as_primitive::<Int64Type>().values();
+        let pairs: Vec<(i64, i64)> =
+            numbers(0).iter().copied().zip(numbers(1).iter().copied()).collect();
+        let vectors = batch(&pairs, None).column_by_name("vector").map(Arc::clone).unwrap();
+        engine.fill(rows, vec![vectors]).await?;
+    }
+    assert!(engine.end_refill(collection.id()).await?, "every row has a vector");
+    Ok(())
 }
 
 fn find(engine: &Engine, name: &str) -> Result<Arc<Collection>, Error> {
@@ -153,6 +197,7 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
     let insert = async |name: &str, partition_name: &str, batch: RecordBatch| {
         let collection = find(engine, name)?;
         let partition = partition(&collection, partition_name)?;
+        let batch = with_all_columns(&collection, &batch);
         collection.insert(partition, batch).await.map(drop)
     };
     let alter = async |name: &str, change: CollectionChange| {
@@ -177,9 +222,10 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
         }
         Operation::InsertBoth(name, first, second) => {
             let collection = find(engine, name)?;
+            let rows = |pairs: &[(i64, i64)]| with_all_columns(&collection, &batch(pairs, None));
             let parts = vec![
-                (partition(&collection, "_default")?, batch(first, None)),
-                (partition(&collection, "other")?, batch(second, None)),
+                (partition(&collection, "_default")?, rows(first)),
+                (partition(&collection, "other")?, rows(second)),
             ];
             collection.insert_all(parts).await.map(drop)
         }
@@ -187,7 +233,8 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
             let collection = find(engine, name)?;
             let mut parts = Vec::new();
             for (name, pairs) in KEYED.iter().zip(by_partition(pairs)) {
-                parts.push((partition(&collection, name)?, batch(&pairs, None)));
+                let rows = with_all_columns(&collection, &batch(&pairs, None));
+                parts.push((partition(&collection, name)?, rows));
             }
             collection.insert_all(parts).await.map(drop)
         }
@@ -266,6 +313,7 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
                 Field { default: Some(Value::Int(EXTRA)), ..field("extra", DataType::Int64) };
             alter(name, CollectionChange::AddField(Box::new(added))).await
         }
+        Operation::Refill(name) => refill(engine, name).await,
         Operation::Property(name, value) => {
             let set = vec![("p".to_owned(), (*value).to_owned())];
             alter(name, CollectionChange::Properties { set, delete: vec![] }).await
@@ -315,6 +363,7 @@ pub(super) fn script() -> Vec<Operation> {
         CreatePartition("a", "third"),
         Insert("a", "third", some(30..34, 1)),
         Insert("a", "third", some(0..2, 2)),
+        Refill("a"),
         Flush("a"),
         AlterAlias("now", "b"),
         DropPartition("a", "third"),
@@ -371,6 +420,7 @@ pub(super) fn script() -> Vec<Operation> {
         Upkeep("a"),
         Delete("a", vec![6, 21]),
         Pass(60),
+        Refill("a"),
         Compact("a"),
         Upkeep("a"),
         CreateKeyed("d"),

@@ -33,6 +33,7 @@ fn field(id: i64, name: &str, data_type: DataType) -> Field {
         dynamic: name == "$meta",
         function_output: false,
         type_params: vec![],
+        column: None,
     }
 }
 
@@ -65,6 +66,8 @@ fn schema() -> Schema {
         functions: vec![],
         properties: vec![],
         version: 1,
+        pending: vec![],
+        next_field: 0,
     };
     schema.validate().unwrap();
     schema

@@ -154,8 +154,12 @@ impl Work {
             let changed = edit.remove.iter().chain(edit.deletes.iter().map(|(id, _)| id));
             let old: Vec<String> = (changed.filter_map(|id| manifest.segment(*id)))
                 .flat_map(|entry| {
-                    let data = edit.remove.contains(&entry.id).then_some(&entry.data.file);
-                    data.into_iter().chain(entry.deletes.iter().map(|d| &d.file)).cloned()
+                    let gone = edit.remove.contains(&entry.id).then_some(entry);
+                    let columns = gone.into_iter().flat_map(|entry| &entry.columns);
+                    let data = gone.map(|entry| &entry.data).into_iter();
+                    (data.chain(columns.map(|column| &column.data)).map(|data| &data.file))
+                        .chain(entry.deletes.iter().map(|d| &d.file))
+                        .cloned()
                 })
                 .collect();
             manifests.commit(edit, manifest.ts)?;

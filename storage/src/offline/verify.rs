@@ -143,7 +143,7 @@ impl Check {
             .map_err(|error| self.report.note_error(Severity::Damage, &path, &error))
             .ok()?;
         for index in sealed.indexes().iter() {
-            let Some(field) = info.schema.field_by_id(index.field()) else { continue };
+            let Some(field) = info.schema.stored_field(index.field()) else { continue };
             if let Err(error) = sealed.check_index(index, field) {
                 let of_rows = matches!(&error, Error::Corrupt { path: file, .. } if *file == path);
                 let severity = if of_rows { Severity::Damage } else { Severity::Index };

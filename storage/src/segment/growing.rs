@@ -39,10 +39,15 @@ impl Chunk {
 
     /// The values of a field, or what absent ones read as.
     pub(crate) fn column(&self, field: &Field) -> ArrayRef {
-        match self.batch.column_by_name(&field.name) {
+        match self.batch.column_by_name(field.column()) {
             Some(column) if *column.data_type() == field.data_type.to_arrow() => Arc::clone(column),
             _ => field.absent(self.rows()),
         }
+    }
+
+    /// Whether the rows came with values of a field.
+    pub(crate) fn has_column(&self, field: &Field) -> bool {
+        self.batch.schema_ref().column_with_name(field.column()).is_some()
     }
 }
 

@@ -112,6 +112,17 @@ impl Segment {
         }
     }
 
+    /// Whether a chunk has values of a field, be they null.
+    ///
+    /// # Panics
+    /// If there is no such chunk.
+    pub(crate) fn has_column(&self, chunk: usize, field: &Field) -> bool {
+        match &self.body {
+            Body::Growing(growing) => growing.chunks()[chunk].has_column(field),
+            Body::Sealed(sealed) => sealed.has_column(field),
+        }
+    }
+
     /// When the rows of a chunk were written.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use arrow_array::{
 use arrow_buffer::NullBuffer;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType as ArrowType, Field as ArrowField, Schema as ArrowSchema};
+use arrow_select::concat::concat;
 use arrow_select::interleave::interleave;
 use elanus_index::{Cancel, Progress, Row};
 
@@ -26,7 +27,7 @@ use crate::Error;
 use crate::blobs::Blobs;
 use crate::clock::Ts;
 use crate::keys::{KeyColumn, KeyRef};
-use crate::manifest::{IndexKind, SegmentEntry, collection_dir};
+use crate::manifest::{ColumnFile, DataFile, IndexKind, SegmentEntry, collection_dir};
 use crate::schema::{DataType, Field, Schema, TS};
 
 /// Rows in the order of a sealed segment, with their timestamps as the last column.
@@ -83,7 +84,8 @@ pub(crate) trait Work {
 }
 
 /// Brings the rows of some segments into sealed order, without those that are outdated. Only dense
-/// and binary vectors are put together in a file, where there is a place for it.
+/// and binary vectors are put together in a file, where there is a place for it. A pending field gets
+/// a column if all rows have a value of it.
 ///
 /// Returns `None` if no row is left.
 pub(crate) fn sort(
@@ -129,7 +131,9 @@ pub(crate) fn sort(
         rows.iter().map(|&(_, _, chunk, at)| (chunk as usize, at as usize)).collect();
     let mut fields = Vec::with_capacity(schema.fields.len() + 1);
     let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields.len() + 1);
-    for field in &schema.fields {
+    let everywhere =
+        |field: &&Field| chunks.iter().all(|&(at, chunk)| segments[at].has_column(chunk, field));
+    for field in schema.fields.iter().chain(schema.pending_fields().filter(everywhere)) {
         work.check()?;
         let parts = (chunks.iter())
             .map(|&(segment, chunk)| segments[segment].column(chunk, field))
@@ -228,9 +232,71 @@ pub(crate) fn write(
     work: &dyn Work,
 ) -> Result<SegmentEntry, Error> {
     let dir = collection_dir(collection);
-    let file = format!("{id}.arrow");
-    let key = format!("{dir}/{file}");
     let batch = &rows.batch;
+    let data = write_batch(blobs, collection, format!("{id}.arrow"), id, batch, work)?;
+    let indexes = (schema.stored_fields())
+        .filter(|field| field.data_type == DataType::SparseFloatVector)
+        .filter_map(|field| Some((field, batch.column_by_name(field.column())?)))
+        .map(|(field, column)| {
+            let (file, kind) = (index_name(id, field.id), IndexKind::SparseInverted);
+            let progress = Progress::default();
+            index::write(blobs, (&dir, &file), kind, field, column, &progress, &Cancel::never())
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(SegmentEntry {
+        id,
+        partition,
+        rows: to_u32(batch.num_rows())?,
+        min_ts: rows.min_ts,
+        max_ts: rows.max_ts,
+        data,
+        columns: Vec::new(),
+        indexes,
+        deletes: None,
+    })
+}
+
+/// Writes and publishes values of one more column of a sealed segment, from the row `first` on.
+pub(crate) fn write_column(
+    blobs: &Blobs,
+    collection: i64,
+    (segment, version): (i64, u64),
+    field: &Field,
+    first: u32,
+    values: ArrayRef,
+    work: &dyn Work,
+) -> Result<ColumnFile, Error> {
+    let file = format!("{segment}-{}-{version}.column", field.id);
+    let rows = to_u32(values.len())?;
+    let schema = Arc::new(ArrowSchema::new(vec![field.to_arrow()]));
+    let batch = RecordBatch::try_new(schema, vec![values])?;
+    let data = write_batch(blobs, collection, file, segment, &batch, work)?;
+    Ok(ColumnFile { field: field.id, first, rows, data })
+}
+
+/// Puts runs of rows of one column together, one after another.
+pub(crate) fn join(field: &Field, parts: &[ArrayRef], work: &dyn Work) -> Result<ArrayRef, Error> {
+    let vectors = field.data_type.bytes_per_row().is_some();
+    if let Some(place) = work.scratch(field.id).filter(|_| vectors) {
+        let picks: Vec<(usize, usize)> = (parts.iter().enumerate())
+            .flat_map(|(at, part)| (0..part.len()).map(move |row| (at, row)))
+            .collect();
+        return gather_in_file(field, parts, &picks, place, work);
+    }
+    let parts: Vec<&dyn Array> = parts.iter().map(|part| &**part).collect();
+    Ok(concat(&parts)?)
+}
+
+/// Writes and publishes a file with columns of a segment.
+fn write_batch(
+    blobs: &Blobs,
+    collection: i64,
+    file: String,
+    id: i64,
+    batch: &RecordBatch,
+    work: &dyn Work,
+) -> Result<DataFile, Error> {
+    let key = format!("{}/{file}", collection_dir(collection));
     let checksums: serde_json::Map<String, serde_json::Value> =
         (batch.schema_ref().fields().iter().zip(batch.columns()))
             .map(|(field, column)| {
@@ -256,28 +322,7 @@ pub(crate) fn write(
         writer.finish().map_err(failed)
     })?;
     work.check()?;
-    let data = sealed::describe(file, &blobs.published(&key), len)?;
-    let indexes = (schema.fields.iter())
-        .filter(|field| field.data_type == DataType::SparseFloatVector)
-        .map(|field| {
-            let column = batch
-                .column_by_name(&field.name)
-                .ok_or_else(|| Error::Internal(format!("field `{}` was not sealed", field.name)))?;
-            let (file, kind) = (index_name(id, field.id), IndexKind::SparseInverted);
-            let progress = Progress::default();
-            index::write(blobs, (&dir, &file), kind, field, column, &progress, &Cancel::never())
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(SegmentEntry {
-        id,
-        partition,
-        rows: to_u32(batch.num_rows())?,
-        min_ts: rows.min_ts,
-        max_ts: rows.max_ts,
-        data,
-        indexes,
-        deletes: None,
-    })
+    sealed::describe(file, &blobs.published(&key), len)
 }
 
 /// Writes on only while the work goes on.

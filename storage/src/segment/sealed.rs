@@ -16,7 +16,7 @@ use arrow_data::ArrayData;
 use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::{FileDecoder, read_footer_length};
 use arrow_ipc::{Block, MetadataVersion, root_as_footer};
-use arrow_schema::SchemaRef;
+use arrow_schema::{DataType as ArrowType, SchemaRef};
 use elanus_index::{Metric, RowMask, VectorIndex};
 
 use super::digest::column_crc;
@@ -27,9 +27,9 @@ use crate::budget::Held;
 use crate::clock::Ts;
 use crate::disk::{Disk, LocalDisk};
 use crate::keys::KeyColumn;
-use crate::manifest::{DataFile, IndexFile, IndexKind, SegmentEntry};
+use crate::manifest::{ColumnFile, DataFile, IndexFile, IndexKind, SegmentEntry};
 use crate::schema::{Field, Schema, TS};
-use crate::shared::Parts;
+use crate::shared::{Doomable, Parts};
 use crate::untrusted::decoded;
 
 /// The format this node writes, and the newest that it reads.
@@ -71,6 +71,8 @@ pub(crate) struct SealedSegment {
     columns: Vec<OnceLock<Result<ArrayRef, Error>>>,
     keys: OnceLock<Result<KeyColumn, Error>>,
     key_name: String,
+    /// Columns that were made after the file was written.
+    later: Parts<Later>,
     indexes: Parts<Index>,
     repair: Arc<dyn Repair>,
 }
@@ -89,7 +91,11 @@ impl SealedSegment {
         let file = dir.file(&entry.data.file);
         let bytes = file.map(entry.data.len)?;
         let layout = Layout::of(bytes).map_err(|detail| Error::corrupt(file.path(), detail))?;
-        layout.check(entry).map_err(|detail| Error::corrupt(file.path(), detail))?;
+        (layout.check(entry.id, &entry.data))
+            .map_err(|detail| Error::corrupt(file.path(), detail))?;
+        let later = (entry.columns.iter())
+            .map(|column| Later::open(dir, entry.id, entry.rows, column.clone()).map(Arc::new))
+            .collect::<Result<_, _>>()?;
         let columns = layout.schema.fields().iter().map(|_| OnceLock::new()).collect();
         let indexes =
             (entry.indexes.iter()).map(|index| Arc::new(Index::new(dir, index.clone()))).collect();
@@ -104,6 +110,7 @@ impl SealedSegment {
             columns,
             keys: OnceLock::new(),
             key_name: schema.primary().name.clone(),
+            later: Parts::new(later),
             indexes: Parts::new(indexes),
             repair,
         })
@@ -113,9 +120,11 @@ impl SealedSegment {
         self.rows
     }
 
-    /// Length of the data file.
+    /// Length of the data file and of columns that were made later.
     pub(crate) fn bytes(&self) -> u64 {
-        self.layout.bytes.len() as u64
+        let later = self.later.load();
+        let bytes = later.iter().map(|later| later.entry.data.len).sum::<u64>();
+        bytes.saturating_add(self.layout.bytes.len() as u64)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -125,26 +134,80 @@ impl SealedSegment {
     /// Removes the files when the last reader lets go.
     pub(crate) fn doom(&self) {
         self.file.doom();
+        self.later.doom();
         self.indexes.doom();
     }
 
     /// See [`super::Segment::column`].
     pub(crate) fn column(&self, field: &Field) -> Result<ArrayRef, Error> {
-        match self.layout.schema.column_with_name(&field.name) {
-            None => Ok(field.absent(self.rows)),
-            Some((at, found)) if *found.data_type() == field.data_type.to_arrow() => {
+        match self.layout.schema.column_with_name(field.column()) {
+            None => match self.later(field).filter(|later| later.len() == self.rows) {
+                Some(later) => later.column(field),
+                None => Ok(field.absent(self.rows)),
+            },
+            Some((at, found)) => {
+                check_type(self.path(), field, found.data_type())?;
                 self.column_at(at)
             }
-            Some((_, found)) => Err(Error::corrupt(
-                self.path(),
-                format!(
-                    "column `{}` is {}, the schema says {}",
-                    field.name,
-                    found.data_type(),
-                    field.data_type.to_arrow()
-                ),
-            )),
         }
+    }
+
+    /// The first values of a column that was made later.
+    fn later(&self, field: &Field) -> Option<Arc<Later>> {
+        let first = |later: &&Arc<Later>| later.entry.field == field.id && later.entry.first == 0;
+        self.later.load().iter().find(first).cloned()
+    }
+
+    /// For how many of the first rows the column of a field was made, as far as that went.
+    pub(crate) fn filled(&self, field: &Field) -> usize {
+        if self.has_column(field) {
+            return self.rows;
+        }
+        self.runs(field).iter().map(|later| later.len()).sum()
+    }
+
+    /// What was made of the column of a field, from the first row on, without a gap.
+    fn runs(&self, field: &Field) -> Vec<Arc<Later>> {
+        let later = self.later.load();
+        let mut runs: Vec<Arc<Later>> =
+            later.iter().filter(|later| later.entry.field == field.id).cloned().collect();
+        runs.sort_unstable_by_key(|later| later.entry.first);
+        let mut next = 0;
+        let without_gap = |later: &Arc<Later>| {
+            let follows = later.entry.first as usize == next;
+            next += later.len();
+            follows
+        };
+        runs.into_iter().take_while(without_gap).collect()
+    }
+
+    /// What was made of the column of a field, as [`SealedSegment::filled`] counts it.
+    pub(crate) fn filled_runs(&self, field: &Field) -> Result<Vec<ArrayRef>, Error> {
+        self.runs(field).iter().map(|later| later.column(field)).collect()
+    }
+
+    /// Opens values of a column that were written, to be [put](SealedSegment::put_column).
+    pub(crate) fn open_column(&self, entry: ColumnFile) -> Result<Later, Error> {
+        Later::open(&self.dir, self.id, to_u32(self.rows), entry)
+    }
+
+    /// Puts values of a column in the place of those whose rows they cover. Only who holds the
+    /// collection's manifests calls this.
+    pub(crate) fn put_column(&self, new: Later) {
+        let entry = new.entry.clone();
+        self.later.replace(|old| old.entry.is_within(&entry), Some(Arc::new(new)));
+    }
+
+    /// Takes away what was made later of a field's column. As [`SealedSegment::put_column`].
+    pub(crate) fn drop_column(&self, field: i64) {
+        self.later.replace(|old| old.entry.field == field, None);
+    }
+
+    /// Whether its files hold columns that no field has, or hold them apart.
+    pub(crate) fn is_outgrown(&self, schema: &Schema) -> bool {
+        let known = |name: &str| name == TS || schema.stored_fields().any(|f| f.column() == name);
+        !self.later.load().is_empty()
+            || self.layout.schema.fields().iter().any(|column| !known(column.name()))
     }
 
     /// See [`super::Segment::timestamps`].
@@ -230,7 +293,8 @@ impl SealedSegment {
 
     /// Verifies every column.
     pub(crate) fn check_columns(&self) -> Result<(), Error> {
-        (0..self.columns.len()).try_for_each(|at| self.column_at(at).map(drop))
+        (0..self.columns.len()).try_for_each(|at| self.column_at(at).map(drop))?;
+        self.later.load().iter().try_for_each(|later| later.values().map(drop))
     }
 
     /// Verifies an index of this segment as a search would open it.
@@ -253,7 +317,8 @@ impl SealedSegment {
 
     /// Whether the file has values of that field.
     pub(crate) fn has_column(&self, field: &Field) -> bool {
-        self.layout.schema.column_with_name(&field.name).is_some()
+        self.layout.schema.column_with_name(field.column()).is_some()
+            || self.later(field).is_some_and(|later| later.len() == self.rows)
     }
 
     fn column_at(&self, at: usize) -> Result<ArrayRef, Error> {
@@ -261,6 +326,68 @@ impl SealedSegment {
             self.layout.column(at, self.rows).map_err(|detail| Error::corrupt(self.path(), detail))
         });
         column.as_ref().map(Arc::clone).map_err(Error::duplicate)
+    }
+}
+
+fn to_u32(rows: usize) -> u32 {
+    u32::try_from(rows).expect("segments have 32-bit rows")
+}
+
+fn check_type(path: &Path, field: &Field, found: &ArrowType) -> Result<(), Error> {
+    let wanted = field.data_type.to_arrow();
+    if *found == wanted {
+        return Ok(());
+    }
+    let detail = format!("column `{}` is {found}, the schema says {wanted}", field.name);
+    Err(Error::corrupt(path, detail))
+}
+
+/// Values of one column that were made after the segment was written.
+#[derive(Debug)]
+pub(crate) struct Later {
+    entry: ColumnFile,
+    file: Published,
+    layout: Layout,
+    values: OnceLock<Result<ArrayRef, Error>>,
+}
+
+impl Later {
+    fn open(dir: &Published, segment: i64, rows: u32, entry: ColumnFile) -> Result<Self, Error> {
+        let file = dir.file(&entry.data.file);
+        let corrupt = |detail: String| Error::corrupt(file.path(), detail);
+        let layout = Layout::of(file.map(entry.data.len)?).map_err(corrupt)?;
+        layout.check(segment, &entry.data).map_err(corrupt)?;
+        if entry.first.checked_add(entry.rows).is_none_or(|end| end > rows) {
+            return Err(corrupt(format!("it goes beyond the {rows} rows of the segment")));
+        }
+        if layout.schema.fields().len() != 1 {
+            return Err(corrupt("it has not one column".to_owned()));
+        }
+        Ok(Self { entry, file, layout, values: OnceLock::new() })
+    }
+
+    fn len(&self) -> usize {
+        self.entry.rows as usize
+    }
+
+    fn values(&self) -> Result<ArrayRef, Error> {
+        let values = self.values.get_or_init(|| {
+            let read = self.layout.column(0, self.len());
+            read.map_err(|detail| Error::corrupt(self.file.path(), detail))
+        });
+        values.as_ref().map(Arc::clone).map_err(Error::duplicate)
+    }
+
+    fn column(&self, field: &Field) -> Result<ArrayRef, Error> {
+        let values = self.values()?;
+        check_type(self.file.path(), field, values.data_type())?;
+        Ok(values)
+    }
+}
+
+impl Doomable for Later {
+    fn doom(&self) {
+        self.file.doom();
     }
 }
 
@@ -343,7 +470,7 @@ impl Layout {
         crc32c::crc32c(&self.bytes[self.body_end..])
     }
 
-    fn check(&self, entry: &SegmentEntry) -> Result<(), String> {
+    fn check(&self, segment: i64, data: &DataFile) -> Result<(), String> {
         let number = |key: &str| self.metadata.get(key).and_then(|value| value.parse::<i64>().ok());
         let format = number(FORMAT_KEY).ok_or("the footer has no format number")?;
         if format > i64::from(FORMAT) {
@@ -352,8 +479,8 @@ impl Layout {
             ));
         }
         for (what, offset, found, expected) in [
-            ("header", 0, self.head_crc(), entry.data.head_crc32c),
-            ("footer", self.body_end, self.footer_crc(), entry.data.footer_crc32c),
+            ("header", 0, self.head_crc(), data.head_crc32c),
+            ("footer", self.body_end, self.footer_crc(), data.footer_crc32c),
         ] {
             if found != expected {
                 return Err(format!(
@@ -362,11 +489,10 @@ impl Layout {
                 ));
             }
         }
-        if number(SEGMENT) != Some(entry.id) {
+        if number(SEGMENT) != Some(segment) {
             return Err(format!(
-                "the file belongs to segment {:?}, the manifest says {}",
-                number(SEGMENT),
-                entry.id
+                "the file belongs to segment {:?}, the manifest says {segment}",
+                number(SEGMENT)
             ));
         }
         Ok(())

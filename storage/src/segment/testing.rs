@@ -45,6 +45,7 @@ pub(crate) fn field(name: &str, data_type: DataType) -> Field {
         dynamic: false,
         function_output: false,
         type_params: vec![],
+        column: None,
     }
 }
 
@@ -59,6 +60,8 @@ pub(crate) fn schema(mut fields: Vec<Field>) -> Schema {
         functions: vec![],
         properties: vec![],
         version: 1,
+        pending: vec![],
+        next_field: 0,
     }
 }
 

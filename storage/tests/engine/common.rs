@@ -27,6 +27,7 @@ pub(crate) fn field(name: &str, data_type: DataType) -> Field {
         dynamic: false,
         function_output: false,
         type_params: vec![],
+        column: None,
     }
 }
 
@@ -44,6 +45,8 @@ pub(crate) fn new_collection(name: &str, fields: Vec<Field>) -> NewCollection {
             functions: vec![],
             properties: vec![],
             version: 0,
+            pending: vec![],
+            next_field: 0,
         },
         shards: 1,
         consistency: 2,

@@ -18,3 +18,5 @@ mod graph;
 mod model;
 #[cfg(test)]
 mod offline;
+#[cfg(test)]
+mod refill;

@@ -32,6 +32,7 @@ pub(crate) fn field(name: &str, data_type: DataType) -> Field {
         dynamic: false,
         function_output: false,
         type_params: Vec::new(),
+        column: None,
     }
 }
 
@@ -48,6 +49,8 @@ pub(crate) fn schema_of(fields: Vec<Field>) -> Schema {
         functions: Vec::new(),
         properties: Vec::new(),
         version: 0,
+        pending: Vec::new(),
+        next_field: 0,
     }
 }
 

@@ -1,0 +1,332 @@
+//! Columns that are made anew: the outputs of functions that are to make others.
+//!
+//! A pending function ([`crate::schema::Refill`]) has fields of its own. New rows come with values
+//! for them, beside those that are seen; for the rows that were there, the server takes the inputs
+//! ([`Engine::next_unfilled`]), and gives back what it made of them ([`Engine::fill`]), a run of
+//! rows at a time. Each is published beside the segment by one commit of its manifest, so that a
+//! restart goes on where it stopped. Once no row lacks a value, one commit of the catalog puts
+//! the new fields in the places of the old ([`Engine::end_refill`]).
+//!
+//! This is sound because of an order. The catalog says first that a column is pending. From then
+//! on no row is logged without it, and what lacked it before is sealed first; segments that
+//! lack it are not merged, and a merge that would lose it is thrown away. So rows that lack a
+//! column only ever become fewer, and when there are none there will be none.
+
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, BooleanArray, RecordBatch};
+use arrow_schema::Schema as ArrowSchema;
+
+use crate::Error;
+use crate::apply::Control;
+use crate::blobs::Blobs;
+use crate::catalog::CollectionInfo;
+use crate::checkpoint::{ask, checkpoint, open_manifests, remove_files};
+use crate::collection::Collection;
+use crate::compact::outdated;
+use crate::ddl::show;
+use crate::engine::{Core, Engine};
+use crate::manifest::{Edit, collection_dir};
+use crate::schema::{DataType, Field};
+use crate::segment::seal::{self, Work};
+use crate::segment::sealed::SealedSegment;
+use crate::segment::{Body, Segment};
+use crate::upkeep;
+
+/// A run of rows that lack values of pending fields.
+#[derive(Debug)]
+pub struct Unfilled {
+    collection: i64,
+    segment: i64,
+    first: u32,
+    /// The pending fields that lack values, called as their columns are.
+    pub fields: Vec<Field>,
+    /// What their functions read, a column for each field.
+    pub inputs: RecordBatch,
+    /// Which rows some view may still show; for others any value will do.
+    pub wanted: BooleanArray,
+}
+
+/// How far the pending functions of a collection are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefillProgress {
+    /// Rows, deleted ones included that are on the disk still.
+    pub rows: usize,
+    /// Those of them that have all values.
+    pub filled: usize,
+    /// Rows in sealed segments that have values, and not the index over them that a definition
+    /// asks for.
+    pub unindexed: usize,
+    /// Why an index over them could not be built, if that is so; there will be another attempt.
+    pub failure: Option<String>,
+}
+
+impl Collection {
+    /// How far the pending functions are; `None` if there are none.
+    pub fn refill_progress(&self) -> Option<RefillProgress> {
+        let (info, version) = (self.info(), self.version());
+        let fields: Vec<&Field> = info.schema.pending_fields().collect();
+        if fields.is_empty() {
+            return None;
+        }
+        let filled = |segment: &Arc<Segment>| fields.iter().map(|f| filled(segment, f)).min();
+        Some(RefillProgress {
+            rows: version.segments.iter().map(|segment| segment.rows()).sum(),
+            filled: version.segments.iter().filter_map(filled).sum(),
+            unindexed: fields.iter().map(|f| upkeep::pending_rows(self.core(), self, f)).sum(),
+            failure: fields.iter().find_map(|field| self.upkeep().failure(field.id)),
+        })
+    }
+
+    /// Whether every row has a value of every pending field.
+    fn is_filled(&self) -> bool {
+        let (info, version) = (self.info(), self.version());
+        let has = |segment: &Arc<Segment>| {
+            info.schema.pending_fields().all(|field| filled(segment, field) == segment.rows())
+        };
+        version.segments.iter().all(has)
+    }
+}
+
+/// How many of the rows of a segment have a value of a pending field.
+fn filled(segment: &Segment, field: &Field) -> usize {
+    match &segment.body {
+        Body::Sealed(sealed) => sealed.filled(field),
+        Body::Growing(growing) => {
+            let have = growing.chunks().iter().filter(|chunk| chunk.has_column(field));
+            have.map(|chunk| chunk.rows()).sum()
+        }
+    }
+}
+
+impl Engine {
+    /// The next rows of a collection that lack values of pending fields, `most` at most; `None` if
+    /// there are none.
+    ///
+    /// # Errors
+    /// [`Error::CollectionNotFound`], [`Error::Corrupt`], and what prevents sealing.
+    pub async fn next_unfilled(
+        &self,
+        collection: i64,
+        most: usize,
+    ) -> Result<Option<Unfilled>, Error> {
+        let core = Arc::clone(self.core());
+        let collection = core.require(collection)?;
+        let work = move || {
+            if let Some(damage) = collection.damage() {
+                return Err(damage.duplicate());
+            }
+            let growing = collection.version().segments.iter().any(|segment| {
+                let pending = collection.info();
+                let lacks = |field: &Field| filled(segment, field) < segment.rows();
+                segment.is_growing() && pending.schema.pending_fields().any(lacks)
+            });
+            if growing {
+                checkpoint(&core, &collection)?;
+            }
+            next(&core, &collection, most)
+        };
+        self.core().jobs.maintenance(work).await
+    }
+
+    /// Stores values of the fields of a run of rows, in their order; durable on return. Where
+    /// the rows or the fields are gone meanwhile, nothing is stored.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for values that do not fit, [`Error::CollectionNotFound`],
+    /// [`Error::DiskFull`], [`Error::Corrupt`].
+    pub async fn fill(&self, rows: Unfilled, values: Vec<ArrayRef>) -> Result<(), Error> {
+        let core = Arc::clone(self.core());
+        let collection = core.require(rows.collection)?;
+        self.core().jobs.maintenance(move || fill(&core, &collection, &rows, values)).await
+    }
+
+    /// Puts the pending functions of a collection in place, and the columns that they filled, if
+    /// no row lacks them; false if one does. Views that were taken before go on as they are.
+    ///
+    /// # Errors
+    /// [`Error::CollectionNotFound`], and what prevents the commit.
+    pub async fn end_refill(&self, collection: i64) -> Result<bool, Error> {
+        let core = Arc::clone(self.core());
+        self.core().jobs.ddl(move || end_refill(&core, collection)).await
+    }
+}
+
+fn next(core: &Core, collection: &Collection, most: usize) -> Result<Option<Unfilled>, Error> {
+    let (info, version) = (collection.info(), collection.version());
+    for segment in &version.segments {
+        let Body::Sealed(sealed) = &segment.body else { continue };
+        let lacking: Vec<(&Field, usize)> = (info.schema.pending_fields())
+            .map(|field| (field, sealed.filled(field)))
+            .filter(|(_, filled)| *filled < sealed.rows())
+            .collect();
+        let Some(first) = lacking.iter().map(|(_, filled)| *filled).min() else { continue };
+        // Fields that are equally far go on together: one run of a model may serve them all.
+        let further = lacking.iter().map(|(_, filled)| *filled).filter(|filled| *filled > first);
+        let end = further.min().unwrap_or(sealed.rows());
+        let rows = most.max(1).min(end - first);
+        let here = lacking.into_iter().filter(|(_, filled)| *filled == first);
+        let fields =
+            here.map(|(field, _)| Field { name: field.column().to_owned(), ..field.clone() });
+        let dead_before = outdated(core, collection).dead_before;
+        let mut wanted = vec![true; rows];
+        for (row, died) in segment.deletes.iter() {
+            if died.is_none_or(|died| died < dead_before)
+                && let Some(at) = (row as usize).checked_sub(first)
+                && let Some(wanted) = wanted.get_mut(at)
+            {
+                *wanted = false;
+            }
+        }
+        return Ok(Some(Unfilled {
+            collection: collection.id(),
+            segment: segment.id,
+            first: u32::try_from(first).expect("segments have 32-bit rows"),
+            fields: fields.collect(),
+            inputs: inputs(&info, sealed, first, rows)?,
+            wanted: wanted.into(),
+        }));
+    }
+    Ok(None)
+}
+
+/// What the pending functions of a collection read of some rows.
+fn inputs(
+    info: &CollectionInfo,
+    sealed: &SealedSegment,
+    first: usize,
+    rows: usize,
+) -> Result<RecordBatch, Error> {
+    let read = |name: &String| info.schema.pending.iter().any(|r| r.function.inputs.contains(name));
+    let mut fields = Vec::new();
+    let mut columns = Vec::new();
+    for field in info.schema.fields.iter().filter(|field| read(&field.name)) {
+        fields.push(field.to_arrow().with_name(&field.name));
+        columns.push(sealed.column(field)?.slice(first, rows));
+    }
+    Ok(RecordBatch::try_new(Arc::new(ArrowSchema::new(fields)), columns)?)
+}
+
+fn fill(
+    core: &Arc<Core>,
+    collection: &Arc<Collection>,
+    rows: &Unfilled,
+    values: Vec<ArrayRef>,
+) -> Result<(), Error> {
+    if values.len() != rows.fields.len() {
+        return Err(Error::Internal("not every field that lacks values got some".to_owned()));
+    }
+    for (field, values) in rows.fields.iter().zip(values) {
+        let (wanted, found) = (field.data_type.to_arrow(), values.data_type());
+        if values.len() != rows.wanted.len() || *found != wanted {
+            return Err(Error::Invalid(format!(
+                "field `{}` expects {} values of type {wanted}, got {} of type {found}",
+                field.name,
+                rows.wanted.len(),
+                values.len()
+            )));
+        }
+        fill_field(core, collection, (rows.segment, rows.first), field, values)?;
+    }
+    upkeep::ask(core, collection);
+    Ok(())
+}
+
+fn fill_field(
+    core: &Arc<Core>,
+    collection: &Collection,
+    (id, first): (i64, u32),
+    field: &Field,
+    values: ArrayRef,
+) -> Result<(), Error> {
+    let version = collection.version();
+    let segment = version.segments.iter().find(|segment| segment.id == id);
+    let Some(Body::Sealed(sealed)) = segment.map(|segment| &segment.body) else { return Ok(()) };
+    let mut runs = sealed.filled_runs(field)?;
+    let next = runs.iter().map(|run| run.len()).sum::<usize>();
+    if next != first as usize || sealed.has_column(field) {
+        return Ok(());
+    }
+    let work = Filling { core, collection, segment: id };
+    let mut bytes = values.get_array_memory_size();
+    let complete = next + values.len() == sealed.rows();
+    runs.push(values);
+    let mut _scratch = None;
+    let (first, values) = if complete {
+        bytes = runs.iter().map(|run| run.get_array_memory_size()).sum();
+        core.space.admit(bytes.saturating_mul(2))?;
+        // Dense vectors are joined in a file.
+        let sparse = field.data_type == DataType::SparseFloatVector;
+        _scratch = sparse.then(|| core.budget.hold_for_build(bytes));
+        (0, seal::join(field, &runs, &work)?)
+    } else {
+        core.space.admit(bytes)?;
+        (first, runs.pop().expect("it was just put there"))
+    };
+    let number = open_manifests(collection, &mut collection.manifests())?.next_version();
+    let place = (id, number);
+    let (blobs, of) = (&core.blobs, collection.id());
+    let written = seal::write_column(blobs, of, place, field, first, values, &work)?;
+    let file = written.data.file.clone();
+    let publish = || {
+        let mut guard = collection.manifests();
+        let manifests = open_manifests(collection, &mut guard)?;
+        let is_pending = collection.info().schema.pending_fields().any(|f| f.id == field.id);
+        if !is_pending || manifests.current().segment(id).is_none() {
+            return Ok(false);
+        }
+        // Opened before the commit: what was committed must not fail to take its place.
+        let column = sealed.open_column(written.clone())?;
+        let edit = Edit { columns: vec![(id, written)], ..Edit::default() };
+        manifests.commit(edit, core.clock.now())?;
+        sealed.put_column(column);
+        Ok(true)
+    };
+    match publish() {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            remove_files(core, collection, &[file]);
+            Ok(())
+        }
+        // Should the commit have failed, it may be on disk all the same, and needs the file.
+        Err(error) => Err(error),
+    }
+}
+
+fn end_refill(core: &Arc<Core>, id: i64) -> Result<bool, Error> {
+    let collection = core.require(id)?;
+    // What was let in before the columns were pending is applied, and seen below, when the log
+    // thread answers.
+    let live = collection.info().partitions.iter().map(|partition| partition.id).collect();
+    ask(core, |reply| Control::Partitions { collection: id, live, reply })?;
+    if let Some(damage) = collection.damage() {
+        return Err(damage.duplicate());
+    }
+    if !collection.is_filled() {
+        return Ok(false);
+    }
+    let info = core.commit_catalog(|catalog, ts| catalog.end_refill(id, ts))?;
+    show(core, &info)?;
+    Ok(true)
+}
+
+/// Values for one column of a segment.
+struct Filling<'a> {
+    core: &'a Core,
+    collection: &'a Collection,
+    segment: i64,
+}
+
+impl Work for Filling<'_> {
+    fn check(&self) -> Result<(), Error> {
+        if self.core.jobs.is_stopping() || self.collection.dir().is_doomed() {
+            return Err(Error::Closed);
+        }
+        Ok(())
+    }
+
+    fn scratch(&self, field: i64) -> Option<(&Blobs, String)> {
+        let dir = collection_dir(self.collection.id());
+        Some((&self.core.blobs, format!("{dir}/{}-{field}.scratch", self.segment)))
+    }
+}
