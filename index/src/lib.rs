@@ -1,4 +1,4 @@
-//! Vector and sparse indexes over borrowed rows.
+//! Indexes over borrowed rows: of vectors, of sparse vectors and of scalars.
 //!
 //! Bytes come in (from the heap or from a mapped file, the index cannot tell), hits or bytes go
 //! out. This crate does no file I/O, starts no threads and knows no async runtime: residency,
@@ -12,6 +12,7 @@
 //! | `flat` | exact search over dense and binary rows |
 //! | `hnsw` | approximate search over dense rows |
 //! | `sparse` | exact search over sparse rows, with and without an inverted index |
+//! | `terms` | sorted values, each with its rows: what filters ask |
 //!
 //! Inside this crate and above it **a larger score is always better**: distances are negated
 //! ([`Metric`]) and restored only where a response is written. Results are deterministic: best
@@ -33,6 +34,7 @@ mod progress;
 mod search;
 mod sections;
 mod sparse;
+mod terms;
 #[cfg(test)]
 mod testing;
 mod topk;
@@ -47,5 +49,6 @@ pub use progress::Progress;
 pub use search::{Bounds, Hit, Metric, Query, Row, SearchParams, VectorIndex};
 pub use sections::{InMemory, Sections, in_huge_pages};
 pub use sparse::{SparseIndex, SparseRow, SparseScan, canonical_sparse};
+pub use terms::{Term, TermIndex};
 pub use topk::{TopK, merge_top_k};
 pub use vectors::{Elem, MAX_DIM, Vectors};

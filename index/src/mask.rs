@@ -127,6 +127,24 @@ impl RowMask {
         self.words[row / BITS] &= !(1 << (row % BITS));
     }
 
+    /// Adds rows; those past the end are none.
+    pub(crate) fn insert_all(&mut self, rows: &[Row]) {
+        for &row in rows {
+            if (row as usize) < self.len {
+                self.words[row as usize / BITS] |= 1 << (row as usize % BITS);
+            }
+        }
+    }
+
+    /// Adds the rows of which the bit is set, 32 to a word; those past the end are none.
+    pub(crate) fn insert_bits(&mut self, bits: &[u32]) {
+        for (word, bits) in self.words.iter_mut().zip(bits.chunks(2)) {
+            let high = bits.get(1).map_or(0, |&high| u64::from(high) << 32);
+            *word |= u64::from(bits[0]) | high;
+        }
+        self.clear_padding();
+    }
+
     fn position(&self, row: Row) -> usize {
         let row = row as usize;
         assert!(row < self.len, "row {row} is outside a mask of {} rows", self.len);

@@ -64,7 +64,7 @@ pub struct SegmentStats {
     pub state: SegmentState,
     /// Bytes in memory (growing) or on disk (sealed).
     pub bytes: u64,
-    /// Names of the fields with an index file.
+    /// Names of the fields with an index file, those of vectors first.
     pub indexed: Vec<String>,
 }
 
@@ -317,14 +317,18 @@ impl Collection {
                     (SegmentState::Sealed, sound.map(|index| index.field()).collect())
                 }
             };
-            let name = |id: i64| info.schema.field_by_id(id).map(|field| field.name.clone());
+            // A field may have several; those over vectors come first.
+            let mut fields: Vec<_> =
+                fields.into_iter().filter_map(|id| info.schema.field_by_id(id)).collect();
+            fields.sort_by_key(|field| (!field.data_type.is_vector(), field.id));
+            fields.dedup_by_key(|field| field.id);
             stats.segments.push(SegmentStats {
                 id: segment.id,
                 partition: segment.partition,
                 rows,
                 state,
                 bytes: segment.bytes(),
-                indexed: fields.into_iter().filter_map(name).collect(),
+                indexed: fields.into_iter().map(|field| field.name.clone()).collect(),
             });
         }
         stats
@@ -340,13 +344,11 @@ impl Collection {
 
     /// How far an index of this collection is built.
     pub fn index_progress(&self, index: &IndexDef) -> IndexProgress {
-        let info = self.info();
-        let field = info.schema.field(&index.field);
         let (version, expired) = (self.version(), self.expired_before());
         IndexProgress {
             rows: version.segments.iter().map(|segment| segment.live_rows_since(expired)).sum(),
-            pending: field.map_or(0, |field| upkeep::pending_rows(&self.core, self, field)),
-            failure: field.and_then(|field| self.upkeep.failure(field.id)),
+            pending: upkeep::pending_of(&self.core, self, index),
+            failure: upkeep::failure(self, index),
         }
     }
 

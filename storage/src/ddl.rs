@@ -210,7 +210,8 @@ impl Engine {
     }
 
     /// Defines an index; the same definition again changes nothing. A graph is built in the
-    /// background ([`Collection::index_progress`]); until then searches are exact.
+    /// background ([`Collection::index_progress`]), until then searches are exact; so are sorted
+    /// terms, until then filters look at the rows.
     ///
     /// # Errors
     /// [`Error::CollectionNotFound`], [`Error::IndexExists`], [`Error::Invalid`] for an unknown

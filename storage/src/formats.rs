@@ -31,7 +31,7 @@ fn options(dir: &Path) -> Options {
         dir: dir.to_owned(),
         search_threads: 1,
         build_threads: 1,
-        graph_rows: 8,
+        index_rows: 8,
         disk_reserve_bytes: 1,
         ..Options::default()
     }

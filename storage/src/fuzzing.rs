@@ -9,7 +9,9 @@ use std::io::{Cursor, Read};
 use std::path::PathBuf;
 
 use arrow_buffer::Buffer;
-use elanus_index::{Elem, HnswIndex, Metric, Sections, SparseIndex, SparseScan, Vectors};
+use elanus_index::{
+    Elem, HnswIndex, Metric, Sections, SparseIndex, SparseScan, TermIndex, Vectors,
+};
 
 use crate::Error;
 use crate::catalog::store;
@@ -72,6 +74,10 @@ pub fn sections(bytes: &[u8]) {
     let Ok(sections) = file.verified() else { return };
     // The header may claim any number of rows; those of the segment are at hand.
     if sections.rows() <= MOST_ROWS {
+        if let Ok(terms) = TermIndex::open(&sections) {
+            let mut rows = terms.present();
+            terms.add(0..terms.len(), &mut rows);
+        }
         let _ = SparseIndex::open(&sections, no_entries(sections.rows()));
         let rows = Buffer::from(vec![0_u8; sections.rows() * 16]);
         if let Ok(vectors) = Vectors::new(rows, Elem::F32, 4) {

@@ -47,8 +47,8 @@ mod view;
 
 pub use budget::{Held, MemoryUse};
 pub use catalog::{
-    CatalogView, CollectionChange, CollectionInfo, DatabaseInfo, GraphDef, IndexDef, NewCollection,
-    NewIndex, PartitionInfo,
+    CatalogView, CollectionChange, CollectionInfo, DatabaseInfo, Grams, GraphDef, IndexDef,
+    JsonCast, JsonPath, NewCollection, NewIndex, PartitionInfo, PathStep, TermsDef,
 };
 pub use clock::{HybridClock, Ts, Wall};
 pub use collection::{Collection, IndexProgress, SegmentState, SegmentStats, Stats, Written};

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::blobs::Blobs;
-use crate::catalog::GraphDef;
+use crate::catalog::{GraphDef, TermsDef};
 use crate::clock::Ts;
 use crate::document::Document;
 use crate::log::Lsn;
@@ -113,14 +113,23 @@ pub(crate) struct IndexFile {
     pub(crate) sections: SectionsFile,
 }
 
+impl IndexFile {
+    /// Whether both answer the same, whatever their files.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.field == other.field && self.kind == other.kind
+    }
+}
+
 /// The algorithm of an index file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum IndexKind {
     /// Inverted lists over a sparse vector field.
     SparseInverted,
     /// A graph over a dense vector field.
     Hnsw(GraphDef),
+    /// Sorted terms over a scalar field.
+    Terms(TermsDef),
 }
 
 /// What one commit changes.
@@ -132,10 +141,10 @@ pub(crate) struct Edit {
     pub(crate) remove: Vec<i64>,
     /// New state of the deletes of segments that stay.
     pub(crate) deletes: Vec<(i64, SectionsFile)>,
-    /// New index files of segments that stay; one per field replaces the one before.
+    /// New index files of segments that stay; one of the same field and kind goes.
     pub(crate) indexes: Vec<(i64, IndexFile)>,
-    /// Index files that go, as segment and field.
-    pub(crate) drop_indexes: Vec<(i64, i64)>,
+    /// Index files that go, by segment.
+    pub(crate) drop_indexes: Vec<(i64, IndexFile)>,
     /// New values of columns of segments that stay; they replace those whose rows they cover.
     pub(crate) columns: Vec<(i64, ColumnFile)>,
     /// Columns that were made later and go, as segment and field.
@@ -211,17 +220,17 @@ impl Manifest {
                 None => return broken(Invariant::OnlyLiveSegmentsChange, format!("segment {id}")),
             }
         }
-        for (id, field) in edit.drop_indexes {
+        for (id, index) in edit.drop_indexes {
             let Some(segment) = live.get_mut(&id) else {
                 return broken(Invariant::OnlyLiveSegmentsChange, format!("segment {id}"));
             };
-            segment.indexes.retain(|old| old.field != field);
+            segment.indexes.retain(|old| !old.is_same(&index));
         }
         for (id, index) in edit.indexes {
             let Some(segment) = live.get_mut(&id) else {
                 return broken(Invariant::OnlyLiveSegmentsChange, format!("segment {id}"));
             };
-            segment.indexes.retain(|old| old.field != index.field);
+            segment.indexes.retain(|old| !old.is_same(&index));
             segment.indexes.push(index);
         }
         for (id, field) in edit.drop_columns {

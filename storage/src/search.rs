@@ -15,7 +15,7 @@ use elanus_index::{
 use rayon::prelude::*;
 
 use crate::Error;
-use crate::filter::{Columns, Predicate};
+use crate::filter::{Columns, Predicate, Terms};
 use crate::keys::{Key, KeyColumn, Keys};
 use crate::schema::{DataType, Field};
 use crate::segment::Segment;
@@ -298,6 +298,10 @@ impl Columns for ChunkColumns<'_> {
 
     fn column(&self, field: &Field) -> Result<ArrayRef, Error> {
         self.segment.column(self.chunk, field)
+    }
+
+    fn terms(&self, field: &Field) -> Vec<Terms> {
+        self.segment.terms(field)
     }
 }
 

@@ -10,7 +10,6 @@
 //! An index is built without holding the collection's manifests, which may take minutes; they are
 //! taken only to publish it, once segment and definition are seen to be there still.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,7 +18,7 @@ use elanus_index::{Cancel, Progress};
 
 use crate::Error;
 use crate::budget::Held;
-use crate::catalog::CollectionInfo;
+use crate::catalog::{CollectionInfo, IndexDef};
 use crate::checkpoint::{checkpoint, open_manifests, remove_files};
 use crate::collection::Collection;
 use crate::compact::{self, Merge};
@@ -33,7 +32,7 @@ use crate::segment::sealed::{Repair, SealedSegment};
 use crate::segment::{Body, Segment};
 
 /// An index that a segment should have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Task {
     segment: i64,
     field: i64,
@@ -52,8 +51,8 @@ struct State {
     building: Option<Building>,
     /// The compactions that were asked for and did not begin.
     wanted: Vec<i64>,
-    /// Why an index could not be built, by segment and field; until the next attempt.
-    failures: HashMap<(i64, i64), String>,
+    /// Why an index could not be built; until the next attempt.
+    failures: Vec<(Task, String)>,
 }
 
 /// A build under way.
@@ -130,9 +129,14 @@ impl Upkeep {
         self.stop_unless(|_| false);
     }
 
-    /// Why the index over a field could not be built for some segment.
+    /// Why an index over a field could not be built for some segment.
     pub(crate) fn failure(&self, field: i64) -> Option<String> {
-        self.state().failures.iter().find(|((_, of), _)| *of == field).map(|(_, why)| why.clone())
+        self.failure_where(|task| task.field == field)
+    }
+
+    fn failure_where(&self, is_asked: impl Fn(&Task) -> bool) -> Option<String> {
+        let state = self.state();
+        state.failures.iter().find(|(task, _)| is_asked(task)).map(|(_, why)| why.clone())
     }
 }
 
@@ -159,7 +163,7 @@ pub(crate) fn indexes_changed(core: &Arc<Core>, collection: &Arc<Collection>) {
     let info = collection.info();
     collection.upkeep().stop_unless(|task| {
         let field = info.schema.stored_field(task.field);
-        field.is_some_and(|field| kind_wanted(&info, field) == Some(task.kind))
+        field.is_some_and(|field| kinds_wanted(&info, field).contains(&task.kind))
     });
     ask(core, collection);
 }
@@ -205,7 +209,7 @@ fn keep(core: &Arc<Core>, collection: &Arc<Collection>) -> Result<(), Error> {
         }
         drop_unwanted(core, collection)?;
         let Some((task, sealed)) = next_task(core, collection) else { return Ok(()) };
-        let built = build(core, collection, task, &sealed);
+        let built = build(core, collection, &task, &sealed);
         collection.upkeep().state().building = None;
         match built {
             Ok(()) => {}
@@ -213,8 +217,7 @@ fn keep(core: &Arc<Core>, collection: &Arc<Collection>) -> Result<(), Error> {
             Err(error) => {
                 let Task { segment, field, .. } = task;
                 tracing::warn!(%error, segment, field, "an index could not be built");
-                let mut state = collection.upkeep().state();
-                state.failures.insert((segment, field), error.to_string());
+                collection.upkeep().state().failures.push((task, error.to_string()));
             }
         }
     }
@@ -262,29 +265,35 @@ fn compact_as_wanted(core: &Arc<Core>, collection: &Arc<Collection>) {
     });
 }
 
-/// The kind of index that segments should have over a field, as far as they are large enough.
-fn kind_wanted(info: &CollectionInfo, field: &Field) -> Option<IndexKind> {
-    if field.data_type == DataType::SparseFloatVector {
-        return Some(IndexKind::SparseInverted);
+/// The kind of index that a definition asks for, as far as segments are large enough.
+fn kind_of(index: &IndexDef, field: &Field) -> Option<IndexKind> {
+    match (index.graph, &index.terms) {
+        _ if field.data_type == DataType::SparseFloatVector => Some(IndexKind::SparseInverted),
+        (Some(graph), _) => Some(IndexKind::Hnsw(graph)),
+        (None, terms) => terms.clone().map(IndexKind::Terms),
     }
-    info.index_of_field(&field.name).and_then(|index| index.graph).map(IndexKind::Hnsw)
 }
 
-/// The kind of index that a segment should have over a field.
-fn wanted(
-    core: &Core,
-    info: &CollectionInfo,
-    sealed: &SealedSegment,
-    field: &Field,
-) -> Option<IndexKind> {
-    kind_wanted(info, field).filter(|kind| match kind {
-        IndexKind::SparseInverted => sealed.has_column(field),
-        IndexKind::Hnsw(_) => sealed.has_column(field) && sealed.rows() >= core.options.graph_rows,
-    })
+/// The kinds of indexes that segments should have over a field, as far as they are large enough.
+fn kinds_wanted(info: &CollectionInfo, field: &Field) -> Vec<IndexKind> {
+    if field.data_type == DataType::SparseFloatVector {
+        return vec![IndexKind::SparseInverted];
+    }
+    let of_field = info.indexes.iter().filter(|index| index.field == field.name);
+    of_field.filter_map(|index| kind_of(index, field)).collect()
+}
+
+/// Whether a segment should have an index that is wanted of segments.
+fn is_worthwhile(core: &Core, sealed: &SealedSegment, field: &Field, kind: &IndexKind) -> bool {
+    sealed.has_column(field)
+        && match kind {
+            IndexKind::SparseInverted => true,
+            IndexKind::Hnsw(_) | IndexKind::Terms(_) => sealed.rows() >= core.options.index_rows,
+        }
 }
 
 /// Whether a segment lacks an index that it should have.
-fn lacks(sealed: &SealedSegment, field: i64, kind: IndexKind) -> bool {
+fn lacks(sealed: &SealedSegment, field: i64, kind: &IndexKind) -> bool {
     let has = |index: &Arc<index::Index>| {
         index.field() == field && index.kind() == kind && !index.is_damaged()
     };
@@ -298,23 +307,42 @@ fn sealed(segment: &Segment) -> Option<&Arc<SealedSegment>> {
     }
 }
 
-/// Live rows of sealed segments that still lack the index that a definition asks for over a field.
+/// Live rows of sealed segments that still lack the index that a definition asks for.
+pub(crate) fn pending_of(core: &Core, collection: &Collection, index: &IndexDef) -> usize {
+    let info = collection.info();
+    let Some(field) = info.schema.field(&index.field) else { return 0 };
+    kind_of(index, field).map_or(0, |kind| lacking_rows(core, collection, field, &kind))
+}
+
+/// Live rows of sealed segments that still lack an index over a field, for each that is wanted.
 pub(crate) fn pending_rows(core: &Core, collection: &Collection, field: &Field) -> usize {
-    let (info, version) = (collection.info(), collection.version());
+    let kinds = kinds_wanted(&collection.info(), field);
+    kinds.iter().map(|kind| lacking_rows(core, collection, field, kind)).sum()
+}
+
+fn lacking_rows(core: &Core, collection: &Collection, field: &Field, kind: &IndexKind) -> usize {
+    let version = collection.version();
     let building = collection.upkeep().state().building.clone();
     let pending = version.segments.iter().filter_map(|segment| {
         let sealed = sealed(segment)?;
-        let kind = wanted(core, &info, sealed, field)?;
-        if !lacks(sealed, field.id, kind) {
+        if !is_worthwhile(core, sealed, field, kind) || !lacks(sealed, field.id, kind) {
             return None;
         }
-        let task = Task { segment: segment.id, field: field.id, kind };
+        let task = Task { segment: segment.id, field: field.id, kind: kind.clone() };
         let building = building.as_ref().filter(|building| building.task == task);
         let done = building.map_or(0, |building| building.progress.done());
         // Until it is published, not even the last row is done.
         Some(segment.live_rows().saturating_sub(done).max(1))
     });
     pending.sum()
+}
+
+/// Why the index that a definition asks for could not be built for some segment.
+pub(crate) fn failure(collection: &Collection, index: &IndexDef) -> Option<String> {
+    let info = collection.info();
+    let field = info.schema.field(&index.field)?;
+    let kind = kind_of(index, field)?;
+    collection.upkeep().failure_where(|task| task.field == field.id && task.kind == kind)
 }
 
 /// The first index to build, and the segment that lacks it; none that failed already.
@@ -324,15 +352,18 @@ fn next_task(core: &Core, collection: &Collection) -> Option<(Task, Arc<SealedSe
     version.segments.iter().find_map(|segment| {
         let sealed = sealed(segment)?;
         info.schema.stored_fields().find_map(|field| {
-            let kind = wanted(core, &info, sealed, field)?;
-            let failed = state.failures.contains_key(&(segment.id, field.id));
-            let task = Task { segment: segment.id, field: field.id, kind };
-            (!failed && lacks(sealed, field.id, kind)).then(|| (task, Arc::clone(sealed)))
+            let lacking = |kind: &IndexKind| {
+                is_worthwhile(core, sealed, field, kind) && lacks(sealed, field.id, kind)
+            };
+            let kinds = kinds_wanted(&info, field).into_iter().filter(lacking);
+            let mut tasks = kinds.map(|kind| Task { segment: segment.id, field: field.id, kind });
+            let failed = |task: &Task| state.failures.iter().any(|(of, _)| of == task);
+            tasks.find(|task| !failed(task)).map(|task| (task, Arc::clone(sealed)))
         })
     })
 }
 
-/// Removes graphs that no definition asks for, and what was made of columns that no field has, with
+/// Removes indexes that no definition asks for, and what was made of columns that no field has, with
 /// one commit.
 fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error> {
     let mut guard = collection.manifests();
@@ -342,8 +373,8 @@ fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error>
     for entry in &manifests.current().segments {
         for index in &entry.indexes {
             let field = info.schema.stored_field(index.field);
-            if field.and_then(|field| kind_wanted(&info, field)) != Some(index.kind) {
-                edit.drop_indexes.push((entry.id, index.field));
+            if !field.is_some_and(|field| kinds_wanted(&info, field).contains(&index.kind)) {
+                edit.drop_indexes.push((entry.id, index.clone()));
             }
         }
         for column in &entry.columns {
@@ -362,8 +393,8 @@ fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error>
     manifests.commit(edit, core.clock.now())?;
     let of =
         |id: i64| version.segments.iter().find(|segment| segment.id == id).and_then(|s| sealed(s));
-    for (id, field) in indexes {
-        of(id).into_iter().for_each(|sealed| sealed.drop_index(field));
+    for (id, index) in indexes {
+        of(id).into_iter().for_each(|sealed| sealed.drop_index(&index));
     }
     for (id, field) in columns {
         of(id).into_iter().for_each(|sealed| sealed.drop_column(field));
@@ -372,19 +403,20 @@ fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error>
 }
 
 /// Whether segment and definition are still there.
-fn is_wanted(info: &CollectionInfo, manifests: &Manifests, task: Task) -> bool {
+fn is_wanted(info: &CollectionInfo, manifests: &Manifests, task: &Task) -> bool {
     let field = info.schema.stored_field(task.field);
-    field.and_then(|field| kind_wanted(info, field)) == Some(task.kind)
+    field.is_some_and(|field| kinds_wanted(info, field).contains(&task.kind))
         && manifests.current().segment(task.segment).is_some()
 }
 
 fn build(
     core: &Arc<Core>,
     collection: &Collection,
-    task: Task,
+    task: &Task,
     sealed: &SealedSegment,
 ) -> Result<(), Error> {
-    let building = Building { task, progress: Arc::default(), cancel: Cancel::never() };
+    let building =
+        Building { task: task.clone(), progress: Arc::default(), cancel: Cancel::never() };
     collection.upkeep().state().building = Some(building.clone());
     // Whoever raises the flag from now on is heard; who wanted to before is asked here.
     if core.jobs.is_stopping() || collection.dir().is_doomed() {
@@ -402,7 +434,7 @@ fn build(
     let dir = collection_dir(collection.id());
     let file = format!("{}-{}-{version}.idx", task.segment, task.field);
     let column = sealed.column(field)?;
-    let bytes = index::build_bytes(task.kind, &column);
+    let bytes = index::build_bytes(&task.kind, &column);
     // An index frees nothing: on a disk that is nearly full the rows are scanned instead.
     core.space.admit(bytes)?;
     let _scratch = core.budget.hold_for_build(bytes);
@@ -411,7 +443,7 @@ fn build(
     let place = (dir.as_str(), file.as_str());
     let written = core
         .pools
-        .build(|| index::write(&core.blobs, place, task.kind, field, &column, progress, cancel));
+        .build(|| index::write(&core.blobs, place, &task.kind, field, &column, progress, cancel));
     let written = match written {
         // Stopped: the node, the collection or the definition is going.
         Err(Error::Search(elanus_index::Error::Cancelled)) => return Ok(()),
@@ -428,7 +460,7 @@ fn build(
     };
     let edit = Edit { indexes: vec![(task.segment, written.clone())], ..Edit::default() };
     manifests.commit(edit, core.clock.now())?;
-    sealed.put_index(written);
+    sealed.put_index(&written);
     let ms = core.clock.now().millis().saturating_sub(began.millis());
     let Task { segment, field, kind } = task;
     tracing::info!(segment, field, ?kind, rows = sealed.rows(), ms, "an index was built");

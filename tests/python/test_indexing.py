@@ -170,3 +170,154 @@ def test_a_range_search_is_answered_by_the_graph(client, indexed, clustered):
         found += len(set(ids(hits)) & set(ranked[5:40].tolist()))
         wanted += 35
     assert found / wanted >= 0.97
+
+
+FILTERS = [
+    'color == "c7"',
+    'color in ["c1", "c2"] and n > 150',
+    "n != 3",
+    "n < 20 or price >= 90.5",
+    "flag and n == 6",
+    'color like "c1%"',
+    'text like "%word 12%"',
+    "array_contains(tags, 3)",
+    "array_contains_all(tags, [3, 4])",
+    "not array_contains_any(tags, [0, 5])",
+    'doc["n"] == 12',
+    'doc["n"] >= 50 and doc["s"] == "s3"',
+    "json_contains(doc[\"list\"], 4)",
+    'key like "k1%"',
+    'not (doc["n"] in [1, 2, 3])',
+]
+
+SCALARS = [
+    {"field_name": "color", "index_type": "Trie"},
+    {"field_name": "n", "index_type": "STL_SORT"},
+    {"field_name": "price", "index_type": "INVERTED"},
+    {"field_name": "flag", "index_type": "BITMAP"},
+    {"field_name": "text", "index_type": "NGRAM", "params": {"min_gram": 2, "max_gram": 3}},
+    {"field_name": "tags", "index_type": "AUTOINDEX"},
+    {
+        "field_name": "doc",
+        "index_name": "doc_n",
+        "index_type": "INVERTED",
+        "params": {"json_path": 'doc["n"]', "json_cast_type": "double"},
+    },
+    {
+        "field_name": "doc",
+        "index_name": "doc_s",
+        "index_type": "AUTOINDEX",
+        "params": {"json_path": 'doc["s"]', "json_cast_type": "VARCHAR"},
+    },
+    {
+        "field_name": "doc",
+        "index_name": "doc_list",
+        "index_type": "INVERTED",
+        "params": {"json_path": 'doc["list"]', "json_cast_type": "ARRAY_DOUBLE"},
+    },
+    {
+        "field_name": "key",
+        "index_name": "dynamic",
+        "index_type": "INVERTED",
+        "params": {"json_cast_type": "VARCHAR"},
+    },
+]
+
+
+def test_filters_find_the_same_rows_with_and_without_indexes(client, name):
+    rows = 6_000
+    create(
+        client,
+        name,
+        schema(
+            KEY,
+            ("color", DataType.VARCHAR, {"max_length": 16}),
+            ("n", DataType.INT32),
+            ("price", DataType.DOUBLE),
+            ("flag", DataType.BOOL),
+            ("text", DataType.VARCHAR, {"max_length": 64}),
+            ("tags", DataType.ARRAY, {"element_type": DataType.INT64, "max_capacity": 4}),
+            ("doc", DataType.JSON),
+            vector(),
+            dynamic=True,
+        ),
+        ("v", "FLAT", "L2"),
+    )
+    for start in range(0, rows, 2_000):
+        client.insert(
+            name,
+            [
+                {
+                    "id": i,
+                    "color": f"c{i % 20}",
+                    "n": i % 300,
+                    "price": i % 1000 / 10,
+                    "flag": i % 3 == 0,
+                    "text": f"some word {i % 500}",
+                    "tags": [i % 7, i % 5],
+                    "doc": {"n": i % 100, "s": f"s{i % 9}", "list": [i % 6, "x"]},
+                    "key": f"k{i % 30}",
+                    "v": [0] * 4,
+                }
+                for i in range(start, start + 2_000)
+            ],
+        )
+    client.flush(name)
+
+    def answers():
+        found = [client.query(name, filter, output_fields=["id"], limit=rows) for filter in FILTERS]
+        return [sorted(row["id"] for row in rows) for rows in found]
+
+    plain = answers()
+    assert all(0 < len(found) < rows for found in plain)
+    # pymilvus waits here until the node says that each index is finished.
+    for spec in SCALARS:
+        client.create_index(name, indexes(spec))
+        found = client.describe_index(name, spec.get("index_name", spec["field_name"]))
+        assert (found["state"], found["indexed_rows"], found["pending_index_rows"]) == ("Finished", rows, 0)
+        assert found["index_type"] == spec["index_type"]
+        for key, value in spec.get("params", {}).items():
+            assert found[key] == str(value)
+    assert answers() == plain
+    client.delete(name, ids=[7, 12])
+    assert [len(set(old) - set(new)) for old, new in zip(plain, answers())] == [
+        len({7, 12} & set(old)) for old in plain
+    ]
+    for index in client.list_indexes(name):
+        if index != "v":
+            client.drop_index(name, index)
+    assert client.list_indexes(name) == ["v"]
+    assert client.query(name, "n == 299", output_fields=["count(*)"])[0]["count(*)"] == rows // 300
+
+
+@pytest.mark.parametrize(
+    "spec, why",
+    [
+        ({"field_name": "n", "index_type": "Trie"}, "invalid index type Trie"),
+        ({"field_name": "price", "index_type": "BITMAP"}, "invalid index type BITMAP"),
+        ({"field_name": "doc", "index_type": "STL_SORT"}, "invalid index type STL_SORT"),
+        ({"field_name": "doc", "index_type": "INVERTED"}, "must specify cast type"),
+        (
+            {"field_name": "doc", "index_type": "INVERTED", "params": {"json_cast_type": "INT8"}},
+            "json_cast_type INT8 is not supported",
+        ),
+        ({"field_name": "text", "index_type": "NGRAM"}, "both min_gram and max_gram"),
+        (
+            {"field_name": "text", "index_type": "NGRAM", "params": {"min_gram": 3, "max_gram": 2}},
+            "invalid min_gram or max_gram",
+        ),
+        ({"field_name": "id", "index_type": "BITMAP"}, "primary key"),
+    ],
+)
+def test_an_index_that_the_field_does_not_take_is_refused(client, name, spec, why):
+    fields = (
+        KEY,
+        ("n", DataType.INT32),
+        ("price", DataType.DOUBLE),
+        ("text", DataType.VARCHAR, {"max_length": 64}),
+        ("doc", DataType.JSON),
+        vector(),
+    )
+    create(client, name, schema(*fields), load=False)
+    with refused(1100, why):
+        client.create_index(name, indexes(spec))

@@ -2,15 +2,17 @@
 //!
 //! Parameters come flat, as one JSON text under `params`, or both; the type and the metric may be
 //! missing. They are stored flat, with the two completed, so that a client is told what it asked
-//! for. Which index answers is the node's own choice ([`IndexSpec::graph`], docs/indexes.md).
+//! for. Which index answers is the node's own choice ([`IndexSpec::graph`], [`IndexSpec::terms`],
+//! docs/indexes.md).
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use elanus_index::{HnswParams, Metric};
 use elanus_proto::codes::Code;
-use elanus_storage::schema::{DataType, Field};
-use elanus_storage::{CollectionInfo, GraphDef, IndexDef};
+use elanus_storage::filter::json_path;
+use elanus_storage::schema::{DataType, Field, Schema};
+use elanus_storage::{CollectionInfo, Grams, GraphDef, IndexDef, JsonCast, JsonPath, TermsDef};
 
 use super::lookup;
 use crate::status::Failure;
@@ -37,8 +39,19 @@ const DENSE_TYPES: [&str; 14] = [
 const GPU_TYPES: [&str; 2] = ["GPU_IVF_PQ", "GPU_BRUTE_FORCE"];
 const BINARY_TYPES: [&str; 3] = [AUTO, "BIN_FLAT", "BIN_IVF_FLAT"];
 const SPARSE_TYPES: [&str; 3] = [AUTO, "SPARSE_INVERTED_INDEX", "SPARSE_WAND"];
-const SCALAR_TYPES: [&str; 8] =
-    [AUTO, "INVERTED", "BITMAP", "STL_SORT", "Trie", "NGRAM", "HYBRID", "ASCENDING"];
+const FLAG_TYPES: [&str; 4] = [AUTO, "INVERTED", "BITMAP", "HYBRID"];
+const INTEGER_TYPES: [&str; 6] = [AUTO, "INVERTED", "BITMAP", "STL_SORT", "HYBRID", "ASCENDING"];
+const FLOAT_TYPES: [&str; 4] = [AUTO, "INVERTED", "STL_SORT", "ASCENDING"];
+const TEXT_TYPES: [&str; 8] =
+    [AUTO, "INVERTED", "BITMAP", "STL_SORT", "Trie", NGRAM, "HYBRID", "ASCENDING"];
+const JSON_TYPES: [&str; 3] = [AUTO, "INVERTED", NGRAM];
+/// Of arrays of numbers with a point, which have too many values for a bitmap each.
+const FLOAT_ARRAY_TYPES: [&str; 2] = [AUTO, "INVERTED"];
+
+/// The index over pieces of texts.
+const NGRAM: &str = "NGRAM";
+/// The most characters of a piece: every text is cut into pieces of every length up to it.
+const MAX_GRAM: usize = 16;
 
 /// Types that promise an exact answer: no graph is built for them.
 const EXACT_TYPES: [&str; 2] = ["FLAT", "GPU_BRUTE_FORCE"];
@@ -88,19 +101,22 @@ fn family(data_type: &DataType) -> Family {
         DataType::SparseFloatVector => {
             Family { word: "sparse vector", types: SPARSE_TYPES.to_vec(), metrics: &SPARSE_METRICS }
         }
-        DataType::Bool
-        | DataType::Int8
-        | DataType::Int16
-        | DataType::Int32
-        | DataType::Int64
-        | DataType::Float
-        | DataType::Double
-        | DataType::VarChar { .. }
-        | DataType::Json
-        | DataType::Array { .. } => {
-            Family { word: "scalar", types: SCALAR_TYPES.to_vec(), metrics: &[] }
+        DataType::Bool => scalars(&FLAG_TYPES),
+        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => {
+            scalars(&INTEGER_TYPES)
+        }
+        DataType::Float | DataType::Double => scalars(&FLOAT_TYPES),
+        DataType::VarChar { .. } => scalars(&TEXT_TYPES),
+        DataType::Json => scalars(&JSON_TYPES),
+        DataType::Array { element, .. } => {
+            let floats = matches!(**element, DataType::Float | DataType::Double);
+            scalars(if floats { &FLOAT_ARRAY_TYPES } else { &FLAG_TYPES })
         }
     }
+}
+
+fn scalars(types: &[&'static str]) -> Family {
+    Family { word: "scalar", types: types.to_vec(), metrics: &[] }
 }
 
 impl IndexSpec {
@@ -163,6 +179,94 @@ impl IndexSpec {
             .number("efConstruction", 1..=MAX_EF_CONSTRUCTION)?
             .unwrap_or(DEFAULT_EF_CONSTRUCTION);
         Ok(Some(GraphDef { metric, m, ef_construction }))
+    }
+
+    /// The sorted terms that this index means for `field`: none for vectors, and none for a JSON
+    /// field as a whole, whose values have no one type.
+    ///
+    /// # Errors
+    /// Code 1100 for a path, a type of values or lengths of grams that cannot be.
+    pub fn terms(&self, field: &Field, schema: &Schema) -> Result<Option<TermsDef>, Failure> {
+        if field.data_type.is_vector() {
+            return Ok(None);
+        }
+        if self.index_type == "BITMAP" && field.primary_key {
+            return Err(Failure::invalid("create bitmap index on primary key not supported"));
+        }
+        let of_json = field.data_type == DataType::Json;
+        let path = if of_json { self.json_path(field, schema)? } else { None };
+        if of_json && path.is_none() {
+            return Ok(None);
+        }
+        let grams = if self.index_type == NGRAM { Some(self.grams()?) } else { None };
+        Ok(Some(TermsDef { path, grams }))
+    }
+
+    /// Which values of JSON documents are indexed, as what; `None` if the request does not say.
+    fn json_path(&self, field: &Field, schema: &Schema) -> Result<Option<JsonPath>, Failure> {
+        let path = self.build.get("json_path");
+        if path.is_none() && !self.build.contains_key("json_cast_type") && self.index_type == AUTO {
+            return Ok(None);
+        }
+        let cast = self.build.get("json_cast_type");
+        let cast = cast.ok_or_else(|| Failure::invalid("json index must specify cast type"))?;
+        let (cast, array) = match cast.trim().to_ascii_uppercase().as_str() {
+            "BOOL" => (JsonCast::Bool, false),
+            "DOUBLE" => (JsonCast::Double, false),
+            "VARCHAR" => (JsonCast::VarChar, false),
+            "ARRAY_BOOL" => (JsonCast::Bool, true),
+            "ARRAY_DOUBLE" => (JsonCast::Double, true),
+            "ARRAY_VARCHAR" => (JsonCast::VarChar, true),
+            _ => {
+                return Err(Failure::invalid(format!(
+                    "json_cast_type {cast} is not supported, supported: [BOOL, DOUBLE, VARCHAR, \
+                     ARRAY_BOOL, ARRAY_DOUBLE, ARRAY_VARCHAR]"
+                )));
+            }
+        };
+        if self.index_type == NGRAM && (cast, array) != (JsonCast::VarChar, false) {
+            return Err(Failure::invalid(format!(
+                "JSON field with ngram index only supports VARCHAR cast type, got: {}",
+                self.build["json_cast_type"]
+            )));
+        }
+        if let Some(function) = self.build.get("json_cast_function") {
+            return Err(Failure::invalid(format!(
+                "json_cast_function {function} is not supported: a filter means the same with and \
+                 without an index, and strings are not compared with numbers"
+            )));
+        }
+        let text = path.map_or(field.name.as_str(), String::as_str);
+        let refused = |why: &dyn std::fmt::Display| {
+            Failure::invalid(format!("json_path {text} of field {}: {why}", field.name))
+        };
+        let (of, steps) = json_path(text, schema).map_err(|error| refused(&error))?;
+        if of != field.name {
+            return Err(refused(&format_args!("it leads into field {of}")));
+        }
+        Ok(Some(JsonPath { steps, cast, array }))
+    }
+
+    fn grams(&self) -> Result<Grams, Failure> {
+        let (Some(min), Some(max)) = (self.build.get("min_gram"), self.build.get("max_gram"))
+        else {
+            return Err(Failure::invalid("Ngram index must specify both min_gram and max_gram"));
+        };
+        let number = |key: &str, text: &str| {
+            text.trim().parse::<i64>().map_err(|_| {
+                Failure::invalid(format!("{key} for Ngram index must be an integer, got: {text}"))
+            })
+        };
+        let (min, max) = (number("min_gram", min)?, number("max_gram", max)?);
+        match (usize::try_from(min), usize::try_from(max)) {
+            (Ok(min), Ok(max)) if 1 <= min && min <= max && max <= MAX_GRAM => {
+                Ok(Grams { min, max })
+            }
+            _ => Err(Failure::invalid(format!(
+                "invalid min_gram or max_gram value for Ngram index, min_gram: {min}, max_gram: \
+                 {max}, should be in range [1, {MAX_GRAM}], the smaller one first"
+            ))),
+        }
     }
 
     /// A build parameter that must be a whole number within limits.
@@ -364,8 +468,90 @@ mod tests {
         let wanted = params(&[("index_type", "HNSW")]);
         assert!(IndexSpec::parse(&wanted, &field(DataType::SparseFloatVector)).is_err());
         assert!(IndexSpec::parse(&wanted, &field(DataType::Int64)).is_err());
+        for (data_type, name) in [
+            (DataType::Int64, "TRIE"),
+            (DataType::Int64, "NGRAM"),
+            (DataType::Float, "BITMAP"),
+            (DataType::Bool, "STL_SORT"),
+            (DataType::Json, "STL_SORT"),
+        ] {
+            let refused = IndexSpec::parse(&params(&[("index_type", name)]), &field(data_type));
+            assert!(refused.unwrap_err().reason().contains("invalid index type"), "{name}");
+        }
         let wanted = params(&[("index_type", "TRIE")]);
         let spec = IndexSpec::parse(&wanted, &field(DataType::VarChar { max_length: 9 })).unwrap();
         assert_eq!(spec.index_type, "Trie");
+    }
+
+    /// What an index over a scalar field of a collection with dynamic keys means.
+    fn terms(of: &Field, pairs: &[(&str, &str)]) -> Result<Option<TermsDef>, Failure> {
+        let dynamic = Field { name: "$meta".to_owned(), dynamic: true, ..field(DataType::Json) };
+        let schema = Schema {
+            description: String::new(),
+            fields: vec![of.clone(), dynamic],
+            enable_dynamic_field: true,
+            functions: vec![],
+            properties: vec![],
+            version: 1,
+            next_field: 0,
+            pending: vec![],
+        };
+        IndexSpec::parse(&params(pairs), of)?.terms(of, &schema)
+    }
+
+    #[test]
+    fn an_index_on_a_scalar_keeps_its_values_sorted() {
+        let whole = Some(TermsDef::default());
+        for data_type in [DataType::Bool, DataType::Int8, DataType::Double] {
+            assert_eq!(terms(&field(data_type), &[]).unwrap(), whole);
+        }
+        let text = field(DataType::VarChar { max_length: 9 });
+        assert_eq!(terms(&text, &[("index_type", "Trie")]).unwrap(), whole);
+        let grams = [("index_type", "NGRAM"), ("params", r#"{"min_gram": 2, "max_gram": "3"}"#)];
+        let def = terms(&text, &grams).unwrap().unwrap();
+        assert_eq!(def.grams, Some(Grams { min: 2, max: 3 }));
+        assert_eq!(terms(&field(DataType::FloatVector { dim: 4 }), &[]).unwrap(), None);
+        let key = Field { primary_key: true, ..field(DataType::Int64) };
+        assert!(terms(&key, &[("index_type", "BITMAP")]).unwrap_err().reason().contains("bitmap"));
+        for (min, max, why) in [
+            ("", "3", "must be an integer"),
+            ("2.5", "3", "must be an integer, got: 2.5"),
+            ("0", "3", "invalid min_gram or max_gram"),
+            ("3", "2", "invalid min_gram or max_gram"),
+            ("2", "17", "invalid min_gram or max_gram"),
+        ] {
+            let pairs = [("index_type", "NGRAM"), ("min_gram", min), ("max_gram", max)];
+            assert!(terms(&text, &pairs).unwrap_err().reason().contains(why), "{min} {max}");
+        }
+        let missing = terms(&text, &[("index_type", "NGRAM"), ("min_gram", "2")]).unwrap_err();
+        assert!(missing.reason().contains("both min_gram and max_gram"));
+    }
+
+    #[test]
+    fn an_index_on_json_has_a_path_and_a_type() {
+        let json = field(DataType::Json);
+        let path = |pairs: &[(&str, &str)]| terms(&json, pairs).map(|def| def.and_then(|d| d.path));
+        let key = |key: &str| elanus_storage::PathStep::Key(key.to_owned());
+        let given = [("json_path", r#"f["a"][1]"#), ("json_cast_type", "array_double")];
+        let steps = vec![key("a"), elanus_storage::PathStep::Index(1)];
+        let expected = JsonPath { steps, cast: JsonCast::Double, array: true };
+        assert_eq!(path(&given).unwrap(), Some(expected));
+        let whole = path(&[("json_cast_type", "VARCHAR")]).unwrap().unwrap();
+        assert_eq!(whole.steps, vec![]);
+        assert_eq!(path(&[]).unwrap(), None);
+        let refused = |pairs: &[(&str, &str)]| path(pairs).unwrap_err().reason().to_owned();
+        assert!(refused(&[("index_type", "INVERTED")]).contains("must specify cast type"));
+        assert!(refused(&[("json_cast_type", "ARRAY_INT64")]).contains("ARRAY_INT64 is not"));
+        let beyond = [("json_path", "f +"), ("json_cast_type", "BOOL")];
+        assert!(refused(&beyond).contains("json_path f + of field f"));
+        // Another name is a dynamic key, of another field.
+        let other = [("json_path", "g"), ("json_cast_type", "BOOL")];
+        assert!(refused(&other).contains("leads into field $meta"));
+        let function = [("json_cast_type", "DOUBLE"), ("json_cast_function", "STRING_TO_DOUBLE")];
+        assert!(
+            refused(&function).contains("json_cast_function STRING_TO_DOUBLE is not supported")
+        );
+        let grams = [("index_type", "NGRAM"), ("json_cast_type", "DOUBLE")];
+        assert!(refused(&grams).contains("only supports VARCHAR"));
     }
 }

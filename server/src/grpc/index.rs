@@ -21,17 +21,32 @@ impl Node {
         request: CreateIndexRequest,
     ) -> Result<Status, Failure> {
         let info = self.describe(ctx, &request.collection_name)?;
-        let field_name = &request.field_name;
-        // A JSON path below a dynamic key is asked for on the hidden field itself.
-        let field = info.schema.field(field_name).ok_or_else(|| {
-            Failure::invalid(format!("cannot create index on non-exist field: {field_name}"))
+        let asked = &request.field_name;
+        let params = pairs(request.extra_params);
+        // What is no field may be a dynamic key: a path into the hidden field, of some type.
+        let typed = params.iter().any(|(key, value)| {
+            key == "json_cast_type" || (key == "params" && value.contains("json_cast_type"))
+        });
+        let dynamic = info.schema.dynamic().filter(|_| typed);
+        let field = info.schema.field(asked).or(dynamic).ok_or_else(|| {
+            Failure::invalid(format!("cannot create index on non-exist field: {asked}"))
         })?;
-        let name = if request.index_name.is_empty() { field_name } else { &request.index_name };
+        let field_name = &field.name;
+        let mut spec = IndexSpec::parse(&params, field)?;
+        if asked != field_name {
+            spec.build.entry("json_path".to_owned()).or_insert_with(|| asked.clone());
+        }
+        let terms = spec.terms(field, &info.schema)?;
+        let name = match (request.index_name.as_str(), spec.build.get("json_path")) {
+            ("", Some(path)) => path,
+            ("", None) => asked,
+            _ => &request.index_name,
+        };
         if !request.index_name.is_empty() {
             names::check(names::Kind::Index, name, &self.limits)?;
         }
-        let spec = IndexSpec::parse(&pairs(request.extra_params), field)?;
-        if let Some(existing) = info.index_of_field(field_name) {
+        let covers = |index: &&IndexDef| index.covers(field_name, terms.as_ref());
+        if let Some(existing) = info.indexes.iter().find(covers) {
             let same = (request.index_name.is_empty() || existing.name == *name)
                 && IndexSpec::of(existing, field)? == spec;
             if same {
@@ -54,6 +69,7 @@ impl Node {
             field: field_name.clone(),
             params: spec.params(),
             graph: spec.graph(field)?,
+            terms,
         };
         self.engine.create_index(&info.db, &info.name, new).await?;
         Ok(success())
@@ -210,12 +226,18 @@ impl Node {
     }
 }
 
-/// The indexes a request speaks of: those of that name and on that field, where it gives them.
+/// The indexes a request speaks of: those of that name and on that field or path, where it gives
+/// them.
 fn matching<'a>(info: &'a CollectionInfo, index_name: &str, field_name: &str) -> Vec<&'a IndexDef> {
     info.indexes
         .iter()
         .filter(|index| index_name.is_empty() || index.name == index_name)
-        .filter(|index| field_name.is_empty() || index.field == field_name)
+        .filter(|index| {
+            let path = || index.params.iter().find(|(key, _)| key == "json_path");
+            field_name.is_empty()
+                || index.field == field_name
+                || path().is_some_and(|(_, path)| path == field_name)
+        })
         .collect()
 }
 

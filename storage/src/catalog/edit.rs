@@ -371,7 +371,7 @@ impl CatalogView {
         collection: &str,
         new: NewIndex,
     ) -> Result<(Arc<CollectionInfo>, IndexDef), Error> {
-        let NewIndex { name, field, params, graph } = new;
+        let NewIndex { name, field, params, graph, terms } = new;
         let name = if name.is_empty() { field.clone() } else { name };
         let info = Arc::clone(self.require(db, collection)?);
         let Some(indexed) = info.schema.field(&field) else {
@@ -386,9 +386,16 @@ impl CatalogView {
                 indexed.data_type.name()
             )));
         }
-        let taken = (info.indexes.iter()).find(|index| index.name == name || index.field == field);
+        if terms.is_some() && indexed.data_type.is_vector() {
+            return Err(Error::Invalid(format!(
+                "sorted terms need scalars, field `{field}` is {}",
+                indexed.data_type.name()
+            )));
+        }
+        let covers = |index: &IndexDef| index.covers(&field, terms.as_ref());
+        let taken = info.indexes.iter().find(|index| index.name == name || covers(index));
         if let Some(index) = taken {
-            if index.name == name && index.field == field && same_pairs(&index.params, &params) {
+            if index.name == name && covers(index) && same_pairs(&index.params, &params) {
                 let index = index.clone();
                 return Ok((info, index));
             }
@@ -397,7 +404,7 @@ impl CatalogView {
                 index.name, index.field
             )));
         }
-        let index = IndexDef { id: self.new_id(), name, field, params, graph };
+        let index = IndexDef { id: self.new_id(), name, field, params, graph, terms };
         let info = self.edit(info.id, |info, _| {
             info.indexes.push(index.clone());
             Ok(())

@@ -72,6 +72,72 @@ pub struct IndexDef {
     /// The graph that sealed segments get; without one the field is searched exactly.
     #[serde(default)]
     pub graph: Option<GraphDef>,
+    /// The sorted terms that sealed segments get; without them filters look at every row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<TermsDef>,
+}
+
+impl IndexDef {
+    /// Whether the index is the one that a field may have; a JSON field may have one for each path.
+    pub fn covers(&self, field: &str, terms: Option<&TermsDef>) -> bool {
+        let path = |terms: Option<&TermsDef>| {
+            terms.and_then(|terms| terms.path.as_ref()).map(|path| path.steps.clone())
+        };
+        self.field == field && path(self.terms.as_ref()) == path(terms)
+    }
+}
+
+/// Which terms of a scalar field are kept sorted, each with its rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermsDef {
+    /// The values at a path of a JSON field; without one, the values of the field itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<JsonPath>,
+    /// Pieces of the texts instead of whole ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grams: Option<Grams>,
+}
+
+/// Values in JSON documents: rows with another type of value at the path have none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JsonPath {
+    /// From the document's root.
+    pub steps: Vec<PathStep>,
+    /// The type of the values, or of the elements.
+    pub cast: JsonCast,
+    /// The values are the elements of an array; those of another type are left out.
+    pub array: bool,
+}
+
+/// One step into a JSON document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathStep {
+    /// A member of an object.
+    Key(String),
+    /// An element of an array.
+    Index(usize),
+}
+
+/// Types of values in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JsonCast {
+    /// True and false.
+    Bool,
+    /// All numbers.
+    Double,
+    /// Strings.
+    VarChar,
+}
+
+/// Every run of so many characters of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grams {
+    /// Fewest characters, at least one.
+    pub min: usize,
+    /// Most characters.
+    pub max: usize,
 }
 
 /// What graph a dense vector field is searched with.
@@ -157,7 +223,7 @@ impl CollectionInfo {
         setting.is_some_and(|(_, value)| matches!(value.trim(), "true" | "True" | "TRUE" | "1"))
     }
 
-    /// The index over that field.
+    /// The index over that field; of a JSON field, which may have one for each path, the first.
     pub fn index_of_field(&self, field: &str) -> Option<&IndexDef> {
         self.indexes.iter().find(|index| index.field == field)
     }
@@ -204,6 +270,8 @@ pub struct NewIndex {
     pub params: Vec<(String, String)>,
     /// The graph to build over the field, which must hold dense vectors.
     pub graph: Option<GraphDef>,
+    /// The sorted terms to build over the field, which must hold scalars.
+    pub terms: Option<TermsDef>,
 }
 
 /// One change of a collection.

@@ -182,7 +182,7 @@ fn a_field_has_one_index() {
         name: name.into(),
         field: field.into(),
         params: vec![("index_type".into(), kind.into()), ("x".into(), "1".into())],
-        graph: None,
+        ..NewIndex::default()
     };
     let (_, first) = view.create_index("default", "c", index("", "text", "TRIE")).unwrap();
     assert_eq!(first.name, "text");

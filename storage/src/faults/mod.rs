@@ -34,7 +34,7 @@ async fn open(disk: &MemoryDisk, time: &Time) -> Result<Engine, Error> {
         dir: PathBuf::from("/data"),
         search_threads: 1,
         build_threads: 1,
-        graph_rows: 4,
+        index_rows: 4,
         // None: what the disk refuses is told to it.
         disk_reserve_bytes: 1,
         // Deleted rows can leave the disk when the script lets time pass.

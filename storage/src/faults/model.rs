@@ -7,6 +7,7 @@ use arrow_array::types::Int64Type;
 use elanus_index::{Bounds, Cancel, Metric, Query, SearchParams, SparseRow};
 
 use super::script::{DB, EXTRA, KEYED, Operation, by_partition, sparse, vector};
+use crate::filter::{Templates, compile};
 use crate::{AnnQuery, Engine, Error, ReadView, Scope};
 
 /// When the script begins, in seconds.
@@ -295,6 +296,18 @@ fn search(view: &ReadView, contents: &Contents) -> Result<(), Error> {
         let vector = vector(*key, row.value);
         let found = find("vector", Metric::L2, 1, Query::Dense(bytemuck::cast_slice(&vector)))?;
         assert_eq!(found, vec![*key], "the row nearest to that of {key}");
+    }
+    for (key, row) in contents.rows().take(2) {
+        let text = format!("value == {}", row.value);
+        let filter = compile(&text, view.schema(), &Templates::new()).unwrap();
+        let scope = Scope { partitions: None, filter: Some(&filter), ignore_growing: false };
+        let found = view.rows_by_key(&view.select(&scope, &Cancel::never())?, 0, None)?;
+        let found = view.take(&found, &["id"])?;
+        let found = found.column(0).as_primitive::<Int64Type>().values().to_vec();
+        let with_value = contents.rows().filter(|(_, other)| other.value == row.value);
+        let mut expected: Vec<i64> = with_value.map(|(key, _)| *key).collect();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "rows with the value of {key}");
     }
     for term in [1, 2] {
         let bytes = sparse(term);

@@ -11,7 +11,7 @@ use arrow_array::{
 use arrow_schema::{DataType as ArrowType, Field as ArrowField};
 use elanus_index::{Cancel, Metric};
 
-use crate::catalog::{DEFAULT_DB, GraphDef, TTL};
+use crate::catalog::{DEFAULT_DB, GraphDef, TTL, TermsDef};
 use crate::filter::{Templates, compile};
 use crate::schema::{DataType, Field, FunctionDef, Schema, Value};
 use crate::segment::testing::field;
@@ -298,6 +298,7 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
             let graph = GraphDef { metric: Metric::L2, m: 4, ef_construction: 16 };
             let new = NewIndex {
                 graph: (*field == "vector").then_some(graph),
+                terms: (*field == "value").then(TermsDef::default),
                 name: String::new(),
                 field: (*field).to_owned(),
                 params: vec![
@@ -417,6 +418,7 @@ pub(super) fn script() -> Vec<Operation> {
         Delete("a", vec![3, 23, 34]),
         Compact("a"),
         CreateIndex("a", "vector"),
+        CreateIndex("a", "value"),
         Upkeep("a"),
         Delete("a", vec![6, 21]),
         Pass(60),

@@ -44,7 +44,7 @@ pub(super) fn bind(
             for (slot, (steps, whole)) in asked.iter().enumerate() {
                 paths.insert(steps, slot, *whole);
             }
-            (paths, asked.len())
+            (paths, asked.into_iter().map(|(steps, _)| steps).collect())
         })
         .collect();
     Ok(Bundle { plan, fields: binder.fields, paths, primary })

@@ -3,8 +3,10 @@
 //! Rows are taken in chunks so that what is in between stays in the cache and cancelling is
 //! prompt. A part of the filter is only asked about the rows that the parts before it left open:
 //! cheap tests run over whole columns without branches, dear ones only over open rows. A row's
-//! JSON is parsed at most once, whatever the number of paths and tests.
+//! JSON is parsed at most once, whatever the number of paths and tests. What an index answers is
+//! looked up before (`lookup`), and columns that nothing else reads are not touched.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::cmp::Ordering;
 
@@ -20,8 +22,9 @@ use elanus_index::{Cancel, RowMask};
 use serde_json::Value;
 
 use super::Columns;
-use super::ast::Cmp;
+use super::ast::{Cmp, Step as PathStep};
 use super::json::{Found, Paths};
+use super::lookup::{Lookups, Step};
 use super::plan::{ArrayCheck, Bundle, Check, Members, Operand, Plan, Source, Test};
 use super::value::{Const, Num};
 use crate::Error;
@@ -64,8 +67,23 @@ pub(super) fn eval(
     if let Plan::Const(value) = bundle.plan {
         return Ok(if value { candidates.clone() } else { RowMask::none(rows) });
     }
+    let lookups = Lookups::new(bundle, rows, |at| columns.terms(&bundle.fields[at]));
+    let step = lookups.resolve(candidates.count());
+    let mut candidates = Cow::Borrowed(candidates);
+    if let Some(bounds) = step.bounds() {
+        candidates.to_mut().and_with(bounds);
+    }
+    if let Step::Known(_) = step {
+        return Ok(candidates.into_owned());
+    }
+    let mut read = vec![false; bundle.fields.len()];
+    step.mark(&mut read);
     let mut arrays = Vec::with_capacity(bundle.fields.len());
-    for field in &bundle.fields {
+    for (field, read) in bundle.fields.iter().zip(read) {
+        if !read {
+            arrays.push(None);
+            continue;
+        }
         let array = columns.column(field)?;
         if array.len() != rows || array.data_type() != &field.data_type.to_arrow() {
             return Err(Error::Internal(format!(
@@ -76,9 +94,9 @@ pub(super) fn eval(
                 field.data_type.to_arrow()
             )));
         }
-        arrays.push(array);
+        arrays.push(Some(array));
     }
-    let slots: usize = bundle.paths.iter().map(|(_, slots)| slots).sum();
+    let slots: usize = bundle.paths.iter().map(|(_, slots)| slots.len()).sum();
     let chunk_rows = (TABLE_ENTRIES / slots.max(1) / 64 * 64).clamp(64, CHUNK_ROWS);
     let mut words = Vec::with_capacity(rows.div_ceil(64));
     for start in (0..rows).step_by(chunk_rows) {
@@ -89,14 +107,17 @@ pub(super) fn eval(
             words.extend(wanted);
             continue;
         }
-        let columns: Vec<Column> =
-            arrays.iter().map(|array| Column::new(&array.slice(start, len))).collect();
+        let column = |array: &Option<ArrayRef>| match array {
+            Some(array) => Column::new(&array.slice(start, len)),
+            None => Column::Unread,
+        };
+        let columns: Vec<Column> = arrays.iter().map(column).collect();
         let chunk = Chunk {
             columns: &columns,
             paths: &bundle.paths,
             tables: columns.iter().map(|_| RefCell::default()).collect(),
         };
-        words.extend(chunk.plan(&bundle.plan, wanted));
+        words.extend(chunk.step(&step, start / 64, wanted));
     }
     Ok(RowMask::from_boolean_buffer(&BooleanBuffer::new(Buffer::from_vec(words), 0, rows)))
 }
@@ -119,6 +140,8 @@ enum Column {
     },
     /// Only asked whether it is null.
     Other(ArrayRef),
+    /// No test reads it.
+    Unread,
 }
 
 impl Column {
@@ -158,6 +181,7 @@ impl Column {
             Self::Bytes(array) => array.nulls(),
             Self::List { nulls, .. } => nulls.as_ref(),
             Self::Other(array) => array.nulls(),
+            Self::Unread => None,
         }
     }
 
@@ -179,7 +203,7 @@ impl Column {
             Self::Single(array) => Some(Scalar::Num(Num::Float(array.value(row).into()))),
             Self::Double(array) => Some(Scalar::Num(Num::Float(array.value(row)))),
             Self::Text(array) => Some(Scalar::Text(array.value(row))),
-            Self::Bytes(_) | Self::List { .. } | Self::Other(_) => None,
+            Self::Bytes(_) | Self::List { .. } | Self::Other(_) | Self::Unread => None,
         }
     }
 
@@ -198,7 +222,7 @@ impl Column {
 /// One run of rows under evaluation.
 struct Chunk<'a> {
     columns: &'a [Column],
-    paths: &'a [(Paths, usize)],
+    paths: &'a [(Paths, Vec<Vec<PathStep>>)],
     tables: Vec<RefCell<Table<'a>>>,
 }
 
@@ -210,32 +234,34 @@ struct Table<'a> {
 }
 
 impl<'a> Chunk<'a> {
-    /// The rows among `wanted` that the plan chooses.
-    fn plan(&self, plan: &Plan, mut wanted: Vec<u64>) -> Vec<u64> {
-        match plan {
-            Plan::Const(true) => wanted,
-            Plan::Const(false) => vec![0; wanted.len()],
-            Plan::All(parts) => {
+    /// The rows among `wanted` that a step chooses; the chunk begins at `word` of a known mask.
+    fn step(&self, step: &Step<'_>, word: usize, mut wanted: Vec<u64>) -> Vec<u64> {
+        match step {
+            Step::Known(mask) => {
+                let len = wanted.len();
+                and(wanted, &mask.words()[word..word + len])
+            }
+            Step::All(parts) => {
                 for part in parts {
                     if is_none(&wanted) {
                         break;
                     }
-                    wanted = self.plan(part, wanted);
+                    wanted = self.step(part, word, wanted);
                 }
                 wanted
             }
-            Plan::Any(parts) => {
+            Step::Any(parts) => {
                 let mut chosen = vec![0; wanted.len()];
                 for part in parts {
                     let open: Vec<u64> = wanted.iter().zip(&chosen).map(|(w, c)| w & !c).collect();
                     if is_none(&open) {
                         break;
                     }
-                    or_into(&mut chosen, &self.plan(part, open));
+                    or_into(&mut chosen, &self.step(part, word, open));
                 }
                 chosen
             }
-            Plan::Test(test) => self.test(test, wanted),
+            Step::Test(test) => self.test(test, wanted),
         }
     }
 
@@ -342,7 +368,7 @@ impl<'a> Chunk<'a> {
             },
             Source::Json { field, slot, .. } => {
                 let table = self.table(*field, wanted);
-                let slots = self.paths[*field].1;
+                let slots = self.paths[*field].1.len();
                 each(wanted, |row| !matches!(table.found[row * slots + slot], Found::Missing))
             }
             Source::Element { .. } | Source::JsonLength { .. } => {
@@ -396,12 +422,12 @@ impl<'a> Chunk<'a> {
             }
             Source::Json { field, slot, .. } => {
                 let table = self.table(*field, wanted);
-                let slots = self.paths[*field].1;
+                let slots = self.paths[*field].1.len();
                 each(wanted, |row| accepts(table.found[row * slots + slot].scalar()))
             }
             Source::JsonLength { field, slot } => {
                 let table = self.table(*field, wanted);
-                let slots = self.paths[*field].1;
+                let slots = self.paths[*field].1.len();
                 each(wanted, |row| {
                     accepts(match &table.found[row * slots + slot] {
                         Found::Array(len) => Some(length(*len)),
@@ -416,6 +442,7 @@ impl<'a> Chunk<'a> {
     /// The values of a JSON column, of the wanted rows at least.
     fn table(&self, field: usize, wanted: &[u64]) -> std::cell::Ref<'_, Table<'a>> {
         let (paths, slots) = &self.paths[field];
+        let slots = slots.len();
         {
             let mut table = self.tables[field].borrow_mut();
             let Table { done, found } = &mut *table;
@@ -447,7 +474,7 @@ fn length<'v>(len: usize) -> Scalar<'v> {
 }
 
 impl Found<'_> {
-    fn scalar(&self) -> Option<Scalar<'_>> {
+    pub(super) fn scalar(&self) -> Option<Scalar<'_>> {
         Some(match self {
             Self::Missing | Self::Array(_) | Self::Object => return None,
             Self::Bool(value) => Scalar::Bool(*value),
@@ -461,7 +488,7 @@ impl Found<'_> {
 }
 
 /// A JSON value as a scalar; null is none.
-fn json_scalar(value: &Value) -> Option<Scalar<'_>> {
+pub(super) fn json_scalar(value: &Value) -> Option<Scalar<'_>> {
     match value {
         Value::Null => None,
         Value::Bool(value) => Some(Scalar::Bool(*value)),

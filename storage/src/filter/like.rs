@@ -60,6 +60,22 @@ impl Pattern {
         Self { segments, from_start, to_end }
     }
 
+    /// What every text that fits begins with, and whether every text that begins so fits.
+    pub(super) fn prefix(&self) -> (&str, bool) {
+        match self.segments.as_slice() {
+            [first, others @ ..] if self.from_start => {
+                let plain = matches!(first, Segment::Plain(_));
+                (first.pieces().next().unwrap_or(""), plain && others.is_empty() && !self.to_end)
+            }
+            _ => ("", false),
+        }
+    }
+
+    /// What every text that fits contains; empty where a wildcard stands.
+    pub(super) fn literals(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().flat_map(Segment::pieces)
+    }
+
     /// Whether the whole of `text` fits.
     pub(super) fn matches(&self, text: &str) -> bool {
         let mut segments = self.segments.as_slice();
@@ -110,6 +126,19 @@ impl Segment {
                 Some(Self::Wild { pieces, chars })
             }
         }
+    }
+
+    /// The literal texts in order; empty where a wildcard stands.
+    fn pieces(&self) -> impl Iterator<Item = &str> {
+        let (plain, wild) = match self {
+            // Made of a text.
+            Self::Plain(finder) => (std::str::from_utf8(finder.needle()).ok(), [].as_slice()),
+            Self::Wild { pieces, .. } => (None, pieces.as_slice()),
+        };
+        plain.into_iter().chain(wild.iter().map(|piece| match piece {
+            Piece::Text(text) => text.as_str(),
+            Piece::Any(_) => "",
+        }))
     }
 
     /// What follows the segment if the text begins with it.

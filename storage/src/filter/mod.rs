@@ -12,6 +12,7 @@
 //! | `check`, `bind`, `fold`, `value` | meaning; forms that are not supported are refused here, by name |
 //! | `plan` | the bound filter, and what it says about keys |
 //! | `eval`, `set`, `like`, `json` | its rows, a column and 16 Ki rows at a time |
+//! | `lookup`, `terms` | what of it the sorted terms of a segment answer |
 //! | `oracle` | the same, slowly and for tests only, straight from the expression |
 //!
 //! Input is hostile: lists cost memory in proportion to their text, depth is bounded, and nothing
@@ -30,8 +31,9 @@ use bytes::Bytes;
 use elanus_index::RowMask;
 
 use crate::Error;
+use crate::catalog::PathStep;
 use crate::keys::{Key, Keys};
-use crate::schema::{Field, Schema};
+use crate::schema::{DataType, Field, Schema};
 
 mod ast;
 mod bind;
@@ -41,14 +43,19 @@ mod fold;
 mod json;
 mod lex;
 mod like;
+mod lookup;
 #[cfg(test)]
 mod oracle;
 mod parse;
 mod plan;
 mod set;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod value;
+
+pub use terms::Terms;
+pub(crate) use terms::{each_gram, project};
 
 /// The value of a template variable, `{name}` in the text.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,6 +147,11 @@ pub trait Columns {
     /// # Errors
     /// Whatever keeps the column from being read.
     fn column(&self, field: &Field) -> Result<ArrayRef, Error>;
+
+    /// The indexes there are over a field of exactly these rows.
+    fn terms(&self, _field: &Field) -> Vec<Terms> {
+        Vec::new()
+    }
 }
 
 /// A field that the batch lacks reads as its default, else as null.
@@ -171,6 +183,37 @@ pub fn compile(
     }
     let expr = parse::parse(text)?;
     Ok(Predicate { bundle: check::bind(&expr, text, schema, templates)? })
+}
+
+/// Understands a path into a JSON field, or below a dynamic key, as filters write it: the field's
+/// name, and the steps from the root of its documents.
+///
+/// # Errors
+/// [`FilterError`] if the text is no path, or leads to no JSON.
+pub fn json_path(text: &str, schema: &Schema) -> Result<(String, Vec<PathStep>), FilterError> {
+    let refuse = |message: String| FilterError { span: 0..text.len(), message };
+    let ast::Kind::Path(ast::Path { name, steps }) = parse::parse(text)?.kind else {
+        return Err(refuse(format!("`{text}` is not a path, as in field[\"key\"][0]")));
+    };
+    let mut path = Vec::with_capacity(steps.len() + 1);
+    let field = match (schema.field(&name), schema.dynamic()) {
+        (Some(field), _) if field.data_type == DataType::Json => field,
+        (None, Some(dynamic)) => {
+            path.push(PathStep::Key(name));
+            dynamic
+        }
+        _ => return Err(refuse(format!("{name} is no JSON field"))),
+    };
+    for step in steps {
+        path.push(match step {
+            ast::Step::Key(key) => PathStep::Key(key),
+            ast::Step::Index(index) => PathStep::Index(index),
+            ast::Step::Member(name) => {
+                return Err(refuse(format!("[{name}] is not a key in quotes, nor a position")));
+            }
+        });
+    }
+    Ok((field.name.clone(), path))
 }
 
 /// A compiled filter.

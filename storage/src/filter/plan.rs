@@ -6,7 +6,7 @@
 
 use std::ops::Bound;
 
-use super::ast::{Binary, Cmp};
+use super::ast::{Binary, Cmp, Step};
 use super::json::Paths;
 use super::like::Pattern;
 use super::set::{IntSet, ValueSet};
@@ -20,8 +20,8 @@ pub(super) struct Bundle {
     pub(super) plan: Plan,
     /// The columns; tests refer to them by position.
     pub(super) fields: Vec<Field>,
-    /// For each column, the JSON paths asked of it and how many they are.
-    pub(super) paths: Vec<(Paths, usize)>,
+    /// For each column, the JSON paths asked of it, by slot.
+    pub(super) paths: Vec<(Paths, Vec<Vec<Step>>)>,
     /// Position of the primary key among `fields`, if the filter uses it.
     pub(super) primary: Option<usize>,
 }

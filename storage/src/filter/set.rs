@@ -126,6 +126,16 @@ impl ValueSet {
             + self.trees.len()
     }
 
+    /// The members; `None` if some are lists or objects.
+    pub(super) fn scalars(&self) -> Option<impl Iterator<Item = Scalar<'_>>> {
+        let ints = self.ints.members.iter().map(|int| Scalar::Num(Num::Int((*int).into())));
+        let floats = self.floats.iter().map(|bits| Scalar::Num(Num::Float(f64::from_bits(*bits))));
+        let texts = self.texts.iter().map(|text| Scalar::Text(text));
+        let bools = [false, true].into_iter().filter(|value| self.bools[usize::from(*value)]);
+        let scalars = ints.chain(floats).chain(texts).chain(bools.map(Scalar::Bool));
+        self.trees.is_empty().then_some(scalars)
+    }
+
     /// Whether the value is a member; `None` when the set has members, but none of that type.
     pub(super) fn contains(&self, value: &Scalar<'_>) -> Option<bool> {
         let (found, comparable) = match value {

@@ -13,10 +13,14 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{DataType as ArrowType, Field as ArrowField};
 use serde_json::json;
 
+use elanus_index::{Cancel, InMemory, Progress, TermIndex};
+
 use super::oracle::{Row, Val};
 use super::value::Num;
 use super::*;
+use crate::catalog::{Grams, JsonCast, JsonPath, TermsDef};
 use crate::schema::DataType;
+use crate::segment::terms::sections;
 
 fn field(id: i64, name: &str, data_type: DataType) -> Field {
     Field {
@@ -167,6 +171,75 @@ fn batch(rows: &[Row]) -> RecordBatch {
         Arc::new(meta.finish()),
     ];
     RecordBatch::try_new(schema().to_arrow(), columns).unwrap()
+}
+
+/// Rows with every index that there can be.
+struct Indexed<'a> {
+    batch: &'a RecordBatch,
+    terms: HashMap<i64, Vec<Terms>>,
+}
+
+impl<'a> Indexed<'a> {
+    fn new(batch: &'a RecordBatch) -> Self {
+        let mut terms = HashMap::new();
+        for field in &schema().fields {
+            let of_field = definitions(field).into_iter().map(|def| {
+                let column = Columns::column(batch, field).unwrap();
+                let (progress, never) = (Progress::default(), Cancel::never());
+                let sections = sections(&def, &column, &progress, &never).unwrap();
+                let index = TermIndex::open(&InMemory::new(sections, batch.num_rows())).unwrap();
+                Terms { def, index: Arc::new(index) }
+            });
+            terms.insert(field.id, of_field.collect());
+        }
+        Self { batch, terms }
+    }
+}
+
+impl Columns for Indexed<'_> {
+    fn rows(&self) -> usize {
+        self.batch.num_rows()
+    }
+
+    fn column(&self, field: &Field) -> Result<ArrayRef, Error> {
+        Columns::column(self.batch, field)
+    }
+
+    fn terms(&self, field: &Field) -> Vec<Terms> {
+        self.terms[&field.id].clone()
+    }
+}
+
+/// The indexes that a field can have.
+fn definitions(field: &Field) -> Vec<TermsDef> {
+    let grams = |min, max| Some(Grams { min, max });
+    match field.data_type {
+        DataType::Json => {
+            let paths = match field.name.as_str() {
+                "doc" => ["doc", "doc[\"a\"]", "doc[\"a\"][\"b\"]", "doc[0]", "doc[\"b\"]"],
+                _ => ["n", "a", "b", "a[1]", "a[\"n\"]"],
+            };
+            let mut defs = Vec::new();
+            for path in paths {
+                let (of, steps) = json_path(path, &schema()).unwrap();
+                assert_eq!(of, field.name);
+                for cast in [JsonCast::Bool, JsonCast::Double, JsonCast::VarChar] {
+                    for array in [false, true] {
+                        let path = Some(JsonPath { steps: steps.clone(), cast, array });
+                        defs.push(TermsDef { path, grams: None });
+                    }
+                }
+                let path = JsonPath { steps, cast: JsonCast::VarChar, array: false };
+                defs.push(TermsDef { path: Some(path), grams: grams(1, 2) });
+            }
+            defs
+        }
+        DataType::VarChar { .. } => {
+            vec![TermsDef::default(), TermsDef { path: None, grams: grams(2, 3) }]
+        }
+        _ if field.data_type.is_vector() => vec![],
+        _ => vec![TermsDef::default()],
+    }
 }
 
 fn num(value: i64) -> Val {
@@ -695,4 +768,60 @@ fn a_column_of_another_type_is_an_error_and_an_absent_one_reads_as_absent() {
     });
     let predicate = compile("added == 7", &added, &Templates::new()).unwrap();
     assert!(predicate.eval(&batch).unwrap().is_all());
+}
+
+#[test]
+fn what_is_not_a_number_is_the_same_with_and_without_an_index() {
+    let mut rows = sample();
+    let doubles = [f64::NAN, -0.0, 0.0, f64::INFINITY, f64::NEG_INFINITY, 1.5];
+    for (row, double) in rows.iter_mut().zip(doubles) {
+        row.insert("double".into(), Val::Num(Num::Float(double)));
+        row.insert("single".into(), Val::Single(double as f32));
+    }
+    let batch = batch(&rows);
+    let indexed = Indexed::new(&batch);
+    for field in ["double", "single"] {
+        for test in [
+            "== 0",
+            "!= 0",
+            "< 1.5",
+            "<= 1.5",
+            "> -1e308",
+            ">= 1.5",
+            "in [0, 1.5]",
+            "not in [0]",
+            "is null",
+            "is not null",
+        ] {
+            let filter = format!("{field} {test}");
+            let predicate = compile(&filter, &schema(), &templates()).unwrap();
+            let plain = predicate.eval(&batch).unwrap();
+            assert_eq!(predicate.eval(&indexed).unwrap(), plain, "{filter}");
+        }
+    }
+}
+
+#[test]
+fn a_column_that_indexes_answer_for_is_not_read() {
+    struct Unreadable<'a>(Indexed<'a>);
+    impl Columns for Unreadable<'_> {
+        fn rows(&self) -> usize {
+            self.0.rows()
+        }
+        fn column(&self, field: &Field) -> Result<ArrayRef, Error> {
+            Err(Error::Internal(format!("{} is read", field.name)))
+        }
+        fn terms(&self, field: &Field) -> Vec<Terms> {
+            self.0.terms(field)
+        }
+    }
+    let batch = batch(&sample());
+    let columns = Unreadable(Indexed::new(&batch));
+    let eval = |filter: &str| {
+        compile(filter, &schema(), &templates()).unwrap().eval(&columns).map(|rows| rows.count())
+    };
+    assert_eq!(eval("int == 10").unwrap(), 1);
+    assert_eq!(eval("int > 10 and text != \"name3%\"").unwrap(), 3);
+    assert_eq!(eval("array_contains(tags, \"y\") or n == 1").unwrap(), 3);
+    assert!(eval("int is null").unwrap_err().to_string().contains("int is read"));
 }

@@ -10,12 +10,13 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use arrow_array::{Array, ArrayRef, LargeBinaryArray};
 use elanus_index::{
-    Cancel, Elem, HnswIndex, HnswParams, Progress, SparseIndex, SparseRow, SparseScan, VectorIndex,
-    Vectors,
+    Cancel, Elem, HnswIndex, HnswParams, Progress, SparseIndex, SparseRow, SparseScan, TermIndex,
+    VectorIndex, Vectors,
 };
 
 use super::sealed::Repair;
 use super::section_file::{self, Section, SectionFile, VerifiedSections};
+use super::terms;
 use crate::Error;
 use crate::blobs::{Blobs, Published};
 use crate::budget::Held;
@@ -36,18 +37,10 @@ pub(crate) struct Index {
 
 /// An open index.
 #[derive(Clone, Debug)]
-pub(crate) enum Opened {
+enum Opened {
     Sparse(Arc<SparseIndex>),
     Graph(Arc<HnswIndex>),
-}
-
-impl Opened {
-    pub(crate) fn into_dyn(self) -> Arc<dyn VectorIndex> {
-        match self {
-            Self::Sparse(index) => index,
-            Self::Graph(index) => index,
-        }
-    }
+    Terms(Arc<TermIndex>),
 }
 
 impl Index {
@@ -60,8 +53,12 @@ impl Index {
         self.entry.field
     }
 
-    pub(crate) fn kind(&self) -> IndexKind {
-        self.entry.kind
+    pub(crate) fn kind(&self) -> &IndexKind {
+        &self.entry.kind
+    }
+
+    pub(super) fn entry(&self) -> &IndexFile {
+        &self.entry
     }
 
     /// Whether it was found to be damaged.
@@ -69,23 +66,69 @@ impl Index {
         matches!(self.opened.get(), Some(None))
     }
 
-    /// The index over a segment of that many rows, of which `column` are the indexed ones.
+    /// The vector index over a segment of that many rows, of which `column` are the indexed ones.
     ///
     /// # Errors
     /// Only the first time: why the index is not usable. `None` from then on.
-    pub(super) fn open(
+    pub(super) fn open_vectors(
         &self,
         rows: usize,
         field: &Field,
         column: &ArrayRef,
         owner: &dyn Repair,
+    ) -> Result<Option<Arc<dyn VectorIndex>>, Error> {
+        let opened = self.open(rows, |sections| match &self.entry.kind {
+            IndexKind::SparseInverted => {
+                let index = SparseIndex::open(&sections, sparse_rows(column)?)?;
+                Ok(Opened::Sparse(Arc::new(index)))
+            }
+            IndexKind::Hnsw(graph) => {
+                let sections = self.in_memory(sections, field, owner);
+                let index = HnswIndex::open(&sections, vectors(field, column)?, graph.metric)?;
+                Ok(Opened::Graph(Arc::new(index)))
+            }
+            IndexKind::Terms(_) => Err(of_another_kind()),
+        })?;
+        Ok(opened.and_then(|opened| match opened {
+            Opened::Sparse(index) => Some(index as Arc<dyn VectorIndex>),
+            Opened::Graph(index) => Some(index),
+            Opened::Terms(_) => None,
+        }))
+    }
+
+    /// The sorted terms of a segment of that many rows.
+    ///
+    /// # Errors
+    /// As [`Index::open_vectors`].
+    pub(super) fn open_terms(&self, rows: usize) -> Result<Option<Arc<TermIndex>>, Error> {
+        let opened = self.open(rows, |sections| match &self.entry.kind {
+            IndexKind::Terms(_) => Ok(Opened::Terms(Arc::new(TermIndex::open(&sections)?))),
+            IndexKind::SparseInverted | IndexKind::Hnsw(_) => Err(of_another_kind()),
+        })?;
+        Ok(opened.and_then(|opened| match opened {
+            Opened::Terms(index) => Some(index),
+            Opened::Sparse(_) | Opened::Graph(_) => None,
+        }))
+    }
+
+    fn open(
+        &self,
+        rows: usize,
+        read: impl FnOnce(VerifiedSections) -> Result<Opened, Error>,
     ) -> Result<Option<Opened>, Error> {
         let mut damage = None;
-        let opened = self.opened.get_or_init(|| match self.read(rows, field, column, owner) {
-            Ok(opened) => Some(opened),
-            Err(error) => {
-                damage = Some(error);
-                None
+        let opened = self.opened.get_or_init(|| {
+            let opened = self.sections(rows).and_then(read);
+            match opened {
+                Ok(opened) => Some(opened),
+                Err(error) => {
+                    damage = Some(if let Error::Search(error) = error {
+                        Error::corrupt(self.file.path(), error.to_string())
+                    } else {
+                        error
+                    });
+                    None
+                }
             }
         });
         match damage {
@@ -94,31 +137,14 @@ impl Index {
         }
     }
 
-    fn read(
-        &self,
-        rows: usize,
-        field: &Field,
-        column: &ArrayRef,
-        owner: &dyn Repair,
-    ) -> Result<Opened, Error> {
-        let path = self.file.path();
+    fn sections(&self, rows: usize) -> Result<VerifiedSections, Error> {
         let sections = SectionFile::open(&self.file, &self.entry.sections)?;
         if sections.rows() != rows {
             let detail =
                 format!("the index covers {} rows, the segment has {rows}", sections.rows());
-            return Err(Error::corrupt(path, detail));
+            return Err(Error::corrupt(self.file.path(), detail));
         }
-        let sections = sections.verified()?;
-        let opened = match self.entry.kind {
-            IndexKind::SparseInverted => SparseIndex::open(&sections, sparse_rows(column)?)
-                .map(|index| Opened::Sparse(Arc::new(index))),
-            IndexKind::Hnsw(graph) => {
-                let sections = self.in_memory(sections, field, owner);
-                HnswIndex::open(&sections, vectors(field, column)?, graph.metric)
-                    .map(|index| Opened::Graph(Arc::new(index)))
-            }
-        };
-        opened.map_err(|error| Error::corrupt(path, error.to_string()))
+        sections.verified()
     }
 
     /// The sections in huge pages, which mapped files do not get, if the node has room for them: a
@@ -144,6 +170,10 @@ impl Index {
     }
 }
 
+fn of_another_kind() -> Error {
+    Error::Internal("an index was asked for what its kind does not answer".into())
+}
+
 impl Doomable for Index {
     fn doom(&self) {
         self.file.doom();
@@ -158,7 +188,7 @@ impl Doomable for Index {
 pub(crate) fn write(
     blobs: &Blobs,
     (dir, file): (&str, &str),
-    kind: IndexKind,
+    kind: &IndexKind,
     field: &Field,
     column: &ArrayRef,
     progress: &Progress,
@@ -166,6 +196,7 @@ pub(crate) fn write(
 ) -> Result<IndexFile, Error> {
     let sections = match kind {
         IndexKind::SparseInverted => sparse_sections(column)?,
+        IndexKind::Terms(def) => terms::sections(def, column, progress, cancel)?,
         IndexKind::Hnsw(graph) => {
             let params = HnswParams {
                 m: graph.m,
@@ -178,12 +209,13 @@ pub(crate) fn write(
     let sections: Vec<Section> =
         sections.into_iter().map(|(name, bytes)| Section::new(name, bytes)).collect();
     let sections: SectionsFile = section_file::write(blobs, dir, file, column.len(), &sections)?;
-    Ok(IndexFile { field: field.id, kind, sections })
+    Ok(IndexFile { field: field.id, kind: kind.clone(), sections })
 }
 
 /// About how much memory a build takes, and the file on disk.
-pub(crate) fn build_bytes(kind: IndexKind, column: &ArrayRef) -> usize {
+pub(crate) fn build_bytes(kind: &IndexKind, column: &ArrayRef) -> usize {
     match kind {
+        IndexKind::Terms(def) => terms::build_bytes(def, column),
         IndexKind::SparseInverted => column.get_array_memory_size(),
         // Links of four bytes, twice as many on the lowest level; as a graph and as sections.
         IndexKind::Hnsw(graph) => column.len().saturating_mul(graph.m * 16),

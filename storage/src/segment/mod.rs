@@ -13,6 +13,7 @@ pub(crate) mod index;
 pub(crate) mod seal;
 pub(crate) mod sealed;
 pub(crate) mod section_file;
+pub(crate) mod terms;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use elanus_index::{Metric, Row, RowMask, VectorIndex};
 
 use crate::Error;
 use crate::clock::Ts;
+use crate::filter::Terms;
 use crate::keys::KeyRef;
 use crate::schema::Field;
 use delete::DeleteMask;
@@ -175,6 +177,14 @@ impl Segment {
                 let keys = sealed.keys().ok()?;
                 keys.len().checked_sub(1).map(|last| (keys.get(0), keys.get(last)))
             }
+        }
+    }
+
+    /// The sorted terms over a field that are sound.
+    pub(crate) fn terms(&self, field: &Field) -> Vec<Terms> {
+        match &self.body {
+            Body::Growing(_) => Vec::new(),
+            Body::Sealed(sealed) => sealed.terms(field),
         }
     }
 

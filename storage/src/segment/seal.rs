@@ -240,7 +240,7 @@ pub(crate) fn write(
         .map(|(field, column)| {
             let (file, kind) = (index_name(id, field.id), IndexKind::SparseInverted);
             let progress = Progress::default();
-            index::write(blobs, (&dir, &file), kind, field, column, &progress, &Cancel::never())
+            index::write(blobs, (&dir, &file), &kind, field, column, &progress, &Cancel::never())
         })
         .collect::<Result<_, _>>()?;
     Ok(SegmentEntry {

@@ -20,12 +20,13 @@ use arrow_schema::{DataType as ArrowType, SchemaRef};
 use elanus_index::{Metric, RowMask, VectorIndex};
 
 use super::digest::column_crc;
-use super::index::{Index, Opened};
+use super::index::Index;
 use crate::Error;
 use crate::blobs::Published;
 use crate::budget::Held;
 use crate::clock::Ts;
 use crate::disk::{Disk, LocalDisk};
+use crate::filter::Terms;
 use crate::keys::KeyColumn;
 use crate::manifest::{ColumnFile, DataFile, IndexFile, IndexKind, SegmentEntry};
 use crate::schema::{Field, Schema, TS};
@@ -263,27 +264,41 @@ impl SealedSegment {
         exact: bool,
     ) -> Option<Arc<dyn VectorIndex>> {
         let indexes = self.indexes.load();
-        let index = indexes.iter().find(|index| index.field() == field.id)?;
-        let answers = match index.kind() {
+        let answers = |index: &&Arc<Index>| match index.kind() {
             IndexKind::SparseInverted => metric == Metric::Ip,
             IndexKind::Hnsw(graph) => metric == graph.metric && !exact,
+            IndexKind::Terms(_) => false,
         };
-        if !answers {
-            return None;
-        }
+        let index = indexes.iter().filter(|index| index.field() == field.id).find(answers)?;
         // Whoever reads the rows instead is told that they are damaged.
         let column = self.column(field).ok()?;
-        match index.open(self.rows, field, &column, &*self.repair) {
-            Ok(opened) => opened.map(Opened::into_dyn),
-            Err(error) => {
-                tracing::warn!(
-                    %error, segment = self.id, field = field.id,
-                    "an index is not usable; it is built anew, searches scan until then"
-                );
-                self.repair.index_is_damaged();
-                None
+        self.usable(field, index.open_vectors(self.rows, field, &column, &*self.repair))
+    }
+
+    /// See [`super::Segment::terms`].
+    pub(crate) fn terms(&self, field: &Field) -> Vec<Terms> {
+        let indexes = self.indexes.load();
+        let of_field = indexes.iter().filter(|index| index.field() == field.id);
+        let open = |index: &Arc<Index>| match index.kind() {
+            IndexKind::Terms(def) => {
+                let index = self.usable(field, index.open_terms(self.rows))?;
+                Some(Terms { def: def.clone(), index })
             }
-        }
+            IndexKind::SparseInverted | IndexKind::Hnsw(_) => None,
+        };
+        of_field.filter_map(open).collect()
+    }
+
+    /// An index that was opened; one that is damaged is built anew.
+    fn usable<T>(&self, field: &Field, opened: Result<Option<T>, Error>) -> Option<T> {
+        opened.unwrap_or_else(|error| {
+            tracing::warn!(
+                %error, segment = self.id, field = field.id,
+                "an index is not usable; it is built anew, searches scan until then"
+            );
+            self.repair.index_is_damaged();
+            None
+        })
     }
 
     /// The index files there are.
@@ -299,20 +314,25 @@ impl SealedSegment {
 
     /// Verifies an index of this segment as a search would open it.
     pub(crate) fn check_index(&self, index: &Index, field: &Field) -> Result<(), Error> {
-        index.open(self.rows, field, &self.column(field)?, &*self.repair).map(drop)
+        match index.kind() {
+            IndexKind::Terms(_) => index.open_terms(self.rows).map(drop),
+            IndexKind::SparseInverted | IndexKind::Hnsw(_) => {
+                let column = self.column(field)?;
+                index.open_vectors(self.rows, field, &column, &*self.repair).map(drop)
+            }
+        }
     }
 
-    /// Puts an index in the place of the one that the field had, whose file goes with its last
+    /// Puts an index in the place of the same one, if there is one, whose file goes with its last
     /// reader. Only the one job that keeps the indexes of this collection calls this.
-    pub(crate) fn put_index(&self, entry: IndexFile) {
-        let index = Index::new(&self.dir, entry);
-        let field = index.field();
-        self.indexes.replace(|old| old.field() == field, Some(Arc::new(index)));
+    pub(crate) fn put_index(&self, entry: &IndexFile) {
+        let index = Arc::new(Index::new(&self.dir, entry.clone()));
+        self.indexes.replace(|old| old.entry().is_same(entry), Some(index));
     }
 
-    /// Takes the index of a field away; its file goes with its last reader.
-    pub(crate) fn drop_index(&self, field: i64) {
-        self.indexes.replace(|old| old.field() == field, None);
+    /// Takes an index away; its file goes with its last reader.
+    pub(crate) fn drop_index(&self, entry: &IndexFile) {
+        self.indexes.replace(|old| old.entry().is_same(entry), None);
     }
 
     /// Whether the file has values of that field.

@@ -293,11 +293,11 @@ fn the_sparse_index_answers_and_its_loss_is_reported_once() {
     let cancel = elanus_index::Cancel::never();
     let (place, progress) = (("data/7", "again.idx"), elanus_index::Progress::default());
     let again =
-        index::write(&files.blobs, place, kind, terms, &column, &progress, &cancel).unwrap();
-    sealed.put_index(again);
+        index::write(&files.blobs, place, &kind, terms, &column, &progress, &cancel).unwrap();
+    sealed.put_index(&again);
     assert!(!path.exists(), "nobody needs the damaged file any more");
     assert!(sealed.index(terms, Metric::Ip, true).is_some());
-    sealed.drop_index(terms.id);
+    sealed.drop_index(&again);
     assert!(sealed.index(terms, Metric::Ip, true).is_none());
     assert!(!files.path("again.idx").exists());
 }

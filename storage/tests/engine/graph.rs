@@ -18,7 +18,7 @@ const DIM: usize = 16;
 const ROWS: i64 = 3_000;
 
 fn graph_options(dir: &Path) -> Options {
-    Options { graph_rows: 500, ..options(dir) }
+    Options { index_rows: 500, ..options(dir) }
 }
 
 /// The vector of a key: one of 30 centres, and some noise.

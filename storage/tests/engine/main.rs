@@ -20,3 +20,5 @@ mod model;
 mod offline;
 #[cfg(test)]
 mod refill;
+#[cfg(test)]
+mod terms;

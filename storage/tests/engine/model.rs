@@ -77,7 +77,7 @@ impl Run {
     async fn open(dir: &Path, seed: u64) -> Engine {
         let seal_rows = if seed.is_multiple_of(2) { 150 } else { 200_000 };
         let upkeep_every_ms = if seed.is_multiple_of(3) { 2 } else { 30_000 };
-        let options = Options { seal_rows, upkeep_every_ms, graph_rows: 8, ..options(dir) };
+        let options = Options { seal_rows, upkeep_every_ms, index_rows: 8, ..options(dir) };
         Engine::open(options).await.unwrap()
     }
 

@@ -46,7 +46,7 @@ fn model_of(function: &FunctionDef) -> u32 {
 }
 
 fn small(dir: &Path) -> Options {
-    Options { graph_rows: 20, ..options(dir) }
+    Options { index_rows: 20, ..options(dir) }
 }
 
 async fn start(dir: &Path) -> Engine {

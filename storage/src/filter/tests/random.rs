@@ -9,7 +9,7 @@ use super::super::lex::Span;
 use super::super::oracle::{Oracle, Row, Val};
 use super::super::value::Num;
 use super::super::{compile, parse};
-use super::{FIELDS, batch, num, sample, schema, templates};
+use super::{FIELDS, Indexed, batch, num, sample, schema, templates};
 
 fn integer() -> impl Strategy<Value = i64> {
     prop_oneof![4 => -2_i64..4, 1 => Just(127), 1 => Just(128), 1 => Just(1 << 53), 1 => Just((1 << 53) + 1), 1 => Just(i64::MAX), 1 => Just(i64::MIN)]
@@ -255,6 +255,22 @@ proptest! {
         let text = print(&expr, 0);
         let parsed = parse::parse(&text);
         prop_assert_eq!(parsed.as_ref(), Ok(&expr), "{}", text);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn an_answer_does_not_depend_on_the_indexes(rows in proptest::collection::vec(row(), 1..12), filters in proptest::collection::vec(filter(), 8)) {
+        // Most terms are rare then, and some are not.
+        let mut rows = rows;
+        rows.extend((0..70).map(|id| Row::from([("id".to_owned(), num(id))])));
+        let batch = batch(&rows);
+        let indexed = Indexed::new(&batch);
+        for filter in filters {
+            let predicate = compile(&filter, &schema(), &templates()).unwrap();
+            prop_assert_eq!(predicate.eval(&indexed).unwrap(), predicate.eval(&batch).unwrap(), "{}", filter);
+        }
     }
 }
 
