@@ -283,7 +283,10 @@ pub(crate) fn model(command: Model) -> anyhow::Result<()> {
             print(&loaded(&store.open()?.warm(&name)?, began))
         }
         Model::Verify(Named { name, store }) => verify(&name, &store.open()?),
-        Model::Bench(Named { name, store }) => bench(&name, &store.open()?),
+        Model::Bench(Named { name, store }) => {
+            // What is measured is the model, not the memory of what was asked before.
+            bench(&name, &ModelStore::new(Options { cache_bytes: 0, ..store.options()? }))
+        }
         Model::Pull { name, revision, endpoint, store } => {
             let mut config = store.config()?;
             if let Some(endpoint) = endpoint {
