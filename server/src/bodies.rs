@@ -1,7 +1,8 @@
 //! The bodies of requests count in the node's memory from their first byte on.
 //!
 //! What a write or an answer needs is admitted once a request is understood; without this, callers
-//! could fill the memory with requests that are not complete yet.
+//! could fill the memory with requests that are not complete yet. It is for calls with one request:
+//! what a stream has sent counts until it ends.
 
 use std::sync::Arc;
 

@@ -194,14 +194,15 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener, stopped: watch::Rece
             health.set_not_serving::<MilvusServiceServer<Service>>().await;
         }
     };
-    let routes = Routes::new(service)
-        .add_service(health_service)
-        .add_service(reflection().build_v1().expect(sound))
-        // Older tools ask for this one only.
-        .add_service(reflection().build_v1alpha().expect(sound))
+    let counted = Routes::new(service)
         .into_axum_router()
         .merge(http::models::router(node.clone()))
         .layer(axum::middleware::from_fn_with_state(node.clone(), bodies::count));
+    let routes = Routes::from(counted)
+        .add_service(health_service)
+        .add_service(reflection().build_v1().expect(sound))
+        // Older tools ask for this one only.
+        .add_service(reflection().build_v1alpha().expect(sound));
     let outcome = Server::builder()
         // The models are served over HTTP/1 as well.
         .accept_http1(true)
@@ -210,7 +211,7 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener, stopped: watch::Rece
         .http2_adaptive_window(Some(true))
         // A client that gives up on many calls at once is not an attack.
         .http2_max_pending_accept_reset_streams(Some(1_000))
-        .add_routes(Routes::from(routes))
+        .add_routes(routes)
         .serve_with_incoming_shutdown(connections(node.clone(), listener), stopping)
         .await;
     if let Err(error) = outcome {

@@ -201,7 +201,7 @@ pub(crate) fn merge(
     let id = core.next_segment();
     let mut files = Files { core, collection, names: vec![format!("{id}.arrow")], kept: false };
     let schema = Arc::clone(&collection.info().schema);
-    let work = Merging { core, collection, id };
+    let work = Rewriting { core, collection, segment: id };
     let rows = seal::sort(&schema, sources, outdated, &work)?;
     files.names.extend(schema.stored_fields().map(|field| seal::index_name(id, field.id)));
     let entry = (rows.as_ref())
@@ -297,14 +297,14 @@ impl Drop for Files<'_> {
     }
 }
 
-/// A merge into the segment `id`.
-struct Merging<'a> {
-    core: &'a Core,
-    collection: &'a Collection,
-    id: i64,
+/// Work on the files of a segment that is made, or made more of.
+pub(crate) struct Rewriting<'a> {
+    pub(crate) core: &'a Core,
+    pub(crate) collection: &'a Collection,
+    pub(crate) segment: i64,
 }
 
-impl Work for Merging<'_> {
+impl Work for Rewriting<'_> {
     fn check(&self) -> Result<(), Error> {
         if self.core.jobs.is_stopping() || self.collection.dir().is_doomed() {
             return Err(Error::Closed);
@@ -314,7 +314,7 @@ impl Work for Merging<'_> {
 
     fn scratch(&self, field: i64) -> Option<(&Blobs, String)> {
         let dir = collection_dir(self.collection.id());
-        Some((&self.core.blobs, format!("{dir}/{}-{field}.scratch", self.id)))
+        Some((&self.core.blobs, format!("{dir}/{}-{field}.scratch", self.segment)))
     }
 }
 

@@ -19,16 +19,15 @@ use arrow_schema::Schema as ArrowSchema;
 
 use crate::Error;
 use crate::apply::Control;
-use crate::blobs::Blobs;
 use crate::catalog::CollectionInfo;
 use crate::checkpoint::{ask, checkpoint, open_manifests, remove_files};
 use crate::collection::Collection;
-use crate::compact::outdated;
+use crate::compact::{Rewriting, outdated};
 use crate::ddl::show;
 use crate::engine::{Core, Engine};
-use crate::manifest::{Edit, collection_dir};
+use crate::manifest::Edit;
 use crate::schema::{DataType, Field};
-use crate::segment::seal::{self, Work};
+use crate::segment::seal;
 use crate::segment::sealed::SealedSegment;
 use crate::segment::{Body, Segment};
 use crate::upkeep;
@@ -247,7 +246,7 @@ fn fill_field(
     if next != first as usize || sealed.has_column(field) {
         return Ok(());
     }
-    let work = Filling { core, collection, segment: id };
+    let work = Rewriting { core, collection, segment: id };
     let mut bytes = values.get_array_memory_size();
     let complete = next + values.len() == sealed.rows();
     runs.push(values);
@@ -308,25 +307,4 @@ fn end_refill(core: &Arc<Core>, id: i64) -> Result<bool, Error> {
     let info = core.commit_catalog(|catalog, ts| catalog.end_refill(id, ts))?;
     show(core, &info)?;
     Ok(true)
-}
-
-/// Values for one column of a segment.
-struct Filling<'a> {
-    core: &'a Core,
-    collection: &'a Collection,
-    segment: i64,
-}
-
-impl Work for Filling<'_> {
-    fn check(&self) -> Result<(), Error> {
-        if self.core.jobs.is_stopping() || self.collection.dir().is_doomed() {
-            return Err(Error::Closed);
-        }
-        Ok(())
-    }
-
-    fn scratch(&self, field: i64) -> Option<(&Blobs, String)> {
-        let dir = collection_dir(self.collection.id());
-        Some((&self.core.blobs, format!("{dir}/{}-{field}.scratch", self.segment)))
-    }
 }

@@ -220,7 +220,8 @@ impl CollectionInfo {
         let of_index = self.index_of_field(field).map_or(&[][..], |index| &index.params);
         let mut settings = of_index.iter().chain(&self.properties);
         let setting = settings.find(|(key, _)| key == "mmap.enabled");
-        setting.is_some_and(|(_, value)| matches!(value.trim(), "true" | "True" | "TRUE" | "1"))
+        setting
+            .is_some_and(|(_, value)| matches!(&*value.trim().to_ascii_lowercase(), "true" | "1"))
     }
 
     /// The index over that field; of a JSON field, which may have one for each path, the first.

@@ -5,24 +5,10 @@ use arrow_array::types::Int64Type;
 use arrow_array::{Array, RecordBatch};
 
 use super::*;
+use crate::segment::testing;
 
 fn field(name: &str, data_type: DataType) -> Field {
-    Field {
-        id: 0,
-        name: name.into(),
-        description: String::new(),
-        data_type,
-        nullable: false,
-        default: None,
-        primary_key: false,
-        auto_id: false,
-        partition_key: false,
-        clustering_key: false,
-        dynamic: false,
-        function_output: false,
-        type_params: vec![],
-        column: None,
-    }
+    Field { nullable: false, ..testing::field(name, data_type) }
 }
 
 fn every_type() -> Vec<DataType> {

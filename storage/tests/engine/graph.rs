@@ -51,6 +51,16 @@ async fn with_vectors(dir: &Path) -> (Engine, Arc<Collection>) {
     (engine, collection)
 }
 
+/// The same with [`ROWS`] sealed rows and their graph.
+async fn with_graph(dir: &Path) -> (Engine, Arc<Collection>) {
+    let (engine, collection) = with_vectors(dir).await;
+    engine.create_index(DEFAULT_DB, "items", definition(8)).await.unwrap();
+    insert(&collection, 0..ROWS).await;
+    engine.flush(collection.id()).await.unwrap();
+    built(&collection).await;
+    (engine, collection)
+}
+
 fn definition(m: usize) -> NewIndex {
     NewIndex {
         field: "v".into(),
@@ -196,11 +206,7 @@ async fn a_sealed_segment_gets_a_graph_that_finds_what_a_scan_finds() {
 #[tokio::test]
 async fn the_memory_of_a_graph_comes_back_with_its_collection_and_is_not_taken_where_it_lacks() {
     let dir = tempfile::tempdir().unwrap();
-    let (engine, collection) = with_vectors(dir.path()).await;
-    engine.create_index(DEFAULT_DB, "items", definition(8)).await.unwrap();
-    insert(&collection, 0..ROWS).await;
-    engine.flush(collection.id()).await.unwrap();
-    built(&collection).await;
+    let (engine, collection) = with_graph(dir.path()).await;
     // Models have it all.
     let limit = engine.memory().limit;
     engine.set_other_memory(limit / 3);
@@ -261,11 +267,7 @@ async fn a_graph_is_built_for_segments_that_were_there_before_and_again_when_def
 #[tokio::test]
 async fn a_damaged_or_missing_graph_is_built_anew_and_no_search_notices() {
     let dir = tempfile::tempdir().unwrap();
-    let (engine, collection) = with_vectors(dir.path()).await;
-    engine.create_index(DEFAULT_DB, "items", definition(8)).await.unwrap();
-    insert(&collection, 0..ROWS).await;
-    engine.flush(collection.id()).await.unwrap();
-    built(&collection).await;
+    let (engine, collection) = with_graph(dir.path()).await;
     engine.shutdown().await;
     drop((engine, collection));
     for cut in [true, false] {
