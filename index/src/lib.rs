@@ -47,7 +47,7 @@ pub use hnsw::{HnswIndex, HnswParams};
 pub use mask::RowMask;
 pub use progress::Progress;
 pub use search::{Bounds, Hit, Metric, Query, Row, SearchParams, VectorIndex};
-pub use sections::{InMemory, Sections, in_huge_pages};
+pub use sections::{InMemory, Sections};
 pub use sparse::{SparseIndex, SparseRow, SparseScan, canonical_sparse};
 pub use terms::{Term, TermIndex};
 pub use topk::{TopK, merge_top_k};

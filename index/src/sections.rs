@@ -3,17 +3,10 @@
 //! The container (a checksummed file, a map, a buffer in a test) belongs to the caller.
 
 use std::collections::HashMap;
-use std::io;
 
 use arrow_buffer::{ArrowNativeType, Buffer, ScalarBuffer};
 
-use bytes::Bytes;
-use memmap2::MmapMut;
-
 use crate::Error;
-
-/// What a huge page holds on x86-64, and on AArch64 with pages of 4 KiB.
-const HUGE_PAGE: usize = 2 << 20;
 
 /// Named, immutable byte ranges of one index, each starting at a multiple of 64 bytes.
 pub trait Sections {
@@ -35,10 +28,13 @@ impl InMemory {
     #[must_use]
     pub fn new(built: Vec<(&'static str, Vec<u8>)>, rows: usize) -> Self {
         // Copied, because the bytes of a vector lie anywhere.
-        let aligned = |(name, bytes): (_, Vec<u8>)| {
-            (name, in_huge_pages(&bytes).unwrap_or_else(|_| Buffer::from_slice_ref(&bytes)))
-        };
-        Self { sections: built.into_iter().map(aligned).collect(), rows }
+        let aligned = |(name, bytes): (_, Vec<u8>)| (name, Buffer::from_slice_ref(&bytes));
+        Self::of(built.into_iter().map(aligned), rows)
+    }
+
+    /// Of sections that lie aligned already.
+    pub fn of(sections: impl IntoIterator<Item = (&'static str, Buffer)>, rows: usize) -> Self {
+        Self { sections: sections.into_iter().collect(), rows }
     }
 
     /// Bytes of all sections.
@@ -55,26 +51,6 @@ impl Sections for InMemory {
     fn rows(&self) -> usize {
         self.rows
     }
-}
-
-/// A copy in memory that the kernel is asked to give huge pages, aligned for every section.
-///
-/// A walk over a graph reads rows all over the place, and most of them are not in the table of
-/// pages that a core remembers: with pages of 4 KiB each of them costs a second look into memory.
-///
-/// # Errors
-/// When there is no such memory.
-pub fn in_huge_pages(bytes: &[u8]) -> io::Result<Buffer> {
-    if bytes.len() < HUGE_PAGE {
-        return Ok(Buffer::from_slice_ref(bytes));
-    }
-    let mut copy = MmapMut::map_anon(bytes.len().next_multiple_of(HUGE_PAGE))?;
-    #[cfg(target_os = "linux")]
-    // It is as right without, only slower: a kernel may know no huge pages.
-    let _ = copy.advise(memmap2::Advice::HugePage);
-    copy[..bytes.len()].copy_from_slice(bytes);
-    let copy = Bytes::from_owner(copy.make_read_only()?);
-    Ok(Buffer::from(copy.slice(..bytes.len())))
 }
 
 /// The section `name` as a slice of `T`.

@@ -27,6 +27,7 @@ pub mod filter;
 mod formats;
 #[doc(hidden)]
 pub mod fuzzing;
+mod huge_pages;
 mod jobs;
 mod keys;
 mod log;
@@ -55,6 +56,7 @@ pub use collection::{Collection, IndexProgress, SegmentState, SegmentStats, Stat
 pub use compact::{Compaction, Merge};
 pub use engine::{Durability, Engine, Health, LogCounters, Options};
 pub use error::Error;
+pub use huge_pages::in_huge_pages;
 pub use keys::{Key, KeyRef, Keys};
 pub use pools::Pools;
 pub use refill::{RefillProgress, Unfilled};

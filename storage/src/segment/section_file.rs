@@ -190,9 +190,8 @@ impl VerifiedSections {
     /// # Errors
     /// When there is no such memory.
     pub(crate) fn in_memory(&self) -> io::Result<Self> {
-        let copied = |(name, bytes): &(String, Buffer)| {
-            Ok((name.clone(), elanus_index::in_huge_pages(bytes)?))
-        };
+        let copied =
+            |(name, bytes): &(String, Buffer)| Ok((name.clone(), crate::in_huge_pages(bytes)?));
         Ok(Self {
             rows: self.rows,
             sections: self.sections.iter().map(copied).collect::<io::Result<_>>()?,

@@ -1,7 +1,7 @@
 //! `elanus bench index`: an index without a server, which answers commands so that a driver can
 //! let it take turns with the libraries of others.
 
-use std::io::BufRead;
+use std::io::{self, BufRead};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use elanus_index::{
     Cancel, Elem, FlatIndex, Hit, HnswIndex, HnswParams, InMemory, Metric, Progress, Query,
     RowMask, SearchParams, SparseIndex, SparseRow, SparseScan, VectorIndex,
 };
+use elanus_storage::in_huge_pages;
 use serde_json::{Value, json};
 
 use super::data::{self, Rows, Truth};
@@ -88,9 +89,11 @@ fn build(args: &Args, rows: &Rows) -> Result<Box<dyn VectorIndex>> {
     let params = HnswParams { m: args.m, ef_construction: args.ef_construction, seed: args.seed };
     let mut bytes = 0;
     let mut in_memory = |built: Vec<(&'static str, Vec<u8>)>| {
-        let sections = InMemory::new(built, rows.len());
+        // As a node serves them.
+        let built = built.into_iter().map(|(name, bytes)| Ok((name, in_huge_pages(&bytes)?)));
+        let sections = InMemory::of(built.collect::<io::Result<Vec<_>>>()?, rows.len());
         bytes = sections.bytes();
-        sections
+        io::Result::Ok(sections)
     };
     let index: Box<dyn VectorIndex> = match rows {
         Rows::Dense(vectors) if args.flat => Box::new(FlatIndex::new(vectors.clone(), Metric::Ip)),
@@ -99,13 +102,13 @@ fn build(args: &Args, rows: &Rows) -> Result<Box<dyn VectorIndex>> {
             let sections = in_memory(pool.install(|| {
                 let (progress, never) = (Progress::default(), Cancel::never());
                 HnswIndex::build(vectors, Metric::Ip, &params, &progress, &never)
-            })?);
+            })?)?;
             Box::new(HnswIndex::open(&sections, vectors.clone(), Metric::Ip)?)
         }
         Rows::Sparse { offsets, bytes } => {
             let column = SparseScan::new(offsets.clone(), bytes.clone());
             let rows = (0..rows.len()).map(|row| SparseRow::trusted(rows.bytes(row)));
-            let sections = in_memory(pool.install(|| SparseIndex::build(rows)));
+            let sections = in_memory(pool.install(|| SparseIndex::build(rows)))?;
             Box::new(SparseIndex::open(&sections, column)?)
         }
     };
