@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use elanus_storage::{Collection, CollectionInfo, Error};
-use futures::future::join_all;
+use elanus_storage::{Collection, CollectionInfo};
+use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -31,6 +31,9 @@ const MOST_ROWS: usize = 4_096;
 const STEP: Duration = Duration::from_secs(10);
 /// Dense vectors of a step take no more.
 const MOST_BYTES: usize = 64 << 20;
+
+/// Collections that are worked on at a time: each has the rows of a step in memory.
+const COLLECTIONS_AT_ONCE: usize = 2;
 
 /// How often the log tells how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(30);
@@ -100,7 +103,9 @@ impl Node {
         let pending = |info: &&Arc<CollectionInfo>| !info.schema.pending.is_empty();
         let pending: Vec<_> = catalog.all_collections().filter(pending).collect();
         self.reembedding.jobs().retain(|id, _| pending.iter().any(|info| info.id == *id));
-        let steps = join_all(pending.into_iter().map(|info| self.reembed_step(info))).await;
+        let steps: Vec<_> = pending.into_iter().map(|info| self.reembed_step(info)).collect();
+        let steps = stream::iter(steps).buffer_unordered(COLLECTIONS_AT_ONCE);
+        let steps: Vec<Step> = steps.collect().await;
         match steps.into_iter().min() {
             None => IDLE_PAUSE,
             Some(Step::Done) => Duration::ZERO,
@@ -121,13 +126,17 @@ impl Node {
             Ok(Some(rows)) => {
                 // As many more or fewer as the time was short or long.
                 let factor = STEP.as_secs_f64() / began.elapsed().as_secs_f64().max(0.001);
-                let next = if factor > 2.0 { rows * 2 } else { rows / 2 };
-                if !(0.5..=2.0).contains(&factor) && rows == job.rows {
-                    job.rows = next.clamp(FIRST_ROWS, MOST_ROWS);
+                if factor > 2.0 && rows == job.rows {
+                    job.rows = (rows * 2).min(MOST_ROWS);
+                } else if factor < 0.5 {
+                    job.rows = (rows / 2).max(FIRST_ROWS);
                 }
                 (Step::Done, None)
             }
-            Ok(None) => (self.end_reembedding(info, &collection).await, None),
+            Ok(None) => match self.end_reembedding(info, &collection).await {
+                Ok(step) => (step, None),
+                Err(failure) => (Step::Failed, Some(failure.to_string())),
+            },
             // The collection or the node is going.
             Err(failure) if self.engine.collection(info.id).is_none() => {
                 tracing::debug!(%failure, collection = info.name, "embedding anew ended");
@@ -151,7 +160,10 @@ impl Node {
             let (rows, done) = (progress.rows, progress.filled);
             tracing::info!(collection = info.name, rows, done, "stored texts are embedded anew");
         }
-        self.reembedding.jobs().insert(info.id, job);
+        // Not if the functions were altered meanwhile: what is known is of another model.
+        if let Some(known) = self.reembedding.jobs().get_mut(&info.id) {
+            *known = job;
+        }
         step
     }
 
@@ -176,26 +188,22 @@ impl Node {
     }
 
     /// Lets the new vectors be seen, once they are searched as quickly as the old.
-    async fn end_reembedding(&self, info: &CollectionInfo, collection: &Collection) -> Step {
+    async fn end_reembedding(
+        &self,
+        info: &CollectionInfo,
+        collection: &Collection,
+    ) -> Result<Step, Failure> {
         let progress = collection.refill_progress();
         let indexing = |p: &elanus_storage::RefillProgress| p.unindexed > 0 && p.failure.is_none();
         if progress.as_ref().is_some_and(indexing) {
-            return Step::Indexing;
+            return Ok(Step::Indexing);
         }
-        match self.engine.end_refill(info.id).await {
-            Ok(true) => {
-                let rows = progress.map_or(0, |progress| progress.rows);
-                tracing::info!(collection = info.name, rows, "vectors of new functions are in use");
-                Step::Done
-            }
-            // Rows came that had been on their way.
-            Ok(false) => Step::Done,
-            Err(Error::Closed | Error::CollectionNotFound { .. }) => Step::Failed,
-            Err(error) => {
-                tracing::warn!(%error, collection = info.name, "vectors cannot be put in use yet");
-                Step::Failed
-            }
+        // Otherwise rows came that had been on their way, or the change was given up.
+        if self.engine.end_refill(info.id).await? {
+            let rows = progress.map_or(0, |progress| progress.rows);
+            tracing::info!(collection = info.name, rows, "vectors of new functions are in use");
         }
+        Ok(Step::Done)
     }
 
     /// How far the pending functions of a collection are, for its users; `None` without any.

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use arrow_array::{Array, BooleanArray, RecordBatch};
@@ -96,6 +96,8 @@ pub struct Collection {
     core: Arc<Core>,
     id: i64,
     info: ArcSwap<CollectionInfo>,
+    /// Schemas that were, as long as anybody reads by them.
+    earlier: Mutex<Vec<Weak<Schema>>>,
     version: Newest<Version>,
     dir: Arc<Published>,
     /// Whoever changes the manifest holds this for the whole job. `None` if it is damaged.
@@ -124,6 +126,7 @@ impl Collection {
             core,
             id: info.id,
             info: ArcSwap::new(info),
+            earlier: Mutex::default(),
             version: Newest::new(version),
             dir,
             manifests: Mutex::new(manifests),
@@ -365,7 +368,19 @@ impl Collection {
     }
 
     pub(crate) fn set_info(&self, info: Arc<CollectionInfo>) {
+        let before = Arc::downgrade(&self.info().schema);
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        earlier.retain(|schema| schema.strong_count() > 0 && !schema.ptr_eq(&before));
+        earlier.push(before);
+        drop(earlier);
         self.info.store(info);
+    }
+
+    /// Whether the column of a field belongs to the schema, or to one that somebody still reads by.
+    pub(crate) fn is_stored(&self, field: i64) -> bool {
+        let knows = |schema: &Schema| schema.stored_field(field).is_some();
+        let earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        knows(&self.info().schema) || earlier.iter().filter_map(Weak::upgrade).any(|s| knows(&s))
     }
 
     /// Lets readers see a version; called by the one thread that applies the log.

@@ -54,7 +54,7 @@ pub struct RefillProgress {
     /// Those of them that have all values.
     pub filled: usize,
     /// Rows in sealed segments that have values, and not the index over them that a definition
-    /// asks for.
+    /// asks for; beyond those that lack it over the values that are seen.
     pub unindexed: usize,
     /// Why an index over them could not be built, if that is so; there will be another attempt.
     pub failure: Option<String>,
@@ -68,11 +68,16 @@ impl Collection {
         if fields.is_empty() {
             return None;
         }
+        let lacking = |field: &Field| upkeep::pending_rows(self.core(), self, field);
+        let unindexed = |field: &Field| {
+            let seen = info.schema.field(&field.name).map_or(0, lacking);
+            lacking(field).saturating_sub(seen)
+        };
         let filled = |segment: &Arc<Segment>| fields.iter().map(|f| filled(segment, f)).min();
         Some(RefillProgress {
             rows: version.segments.iter().map(|segment| segment.rows()).sum(),
             filled: version.segments.iter().filter_map(filled).sum(),
-            unindexed: fields.iter().map(|f| upkeep::pending_rows(self.core(), self, f)).sum(),
+            unindexed: fields.iter().map(|field| unindexed(field)).sum(),
             failure: fields.iter().find_map(|field| self.upkeep().failure(field.id)),
         })
     }
@@ -140,8 +145,8 @@ impl Engine {
         self.core().jobs.maintenance(move || fill(&core, &collection, &rows, values)).await
     }
 
-    /// Puts the pending functions of a collection in place, and the columns that they filled, if
-    /// no row lacks them; false if one does. Views that were taken before go on as they are.
+    /// Puts the pending functions of a collection in place, and the columns that they filled; false
+    /// if a row lacks them, or nothing is pending. Views that were taken before go on as they are.
     ///
     /// # Errors
     /// [`Error::CollectionNotFound`], and what prevents the commit.
@@ -225,26 +230,29 @@ fn fill(
                 values.len()
             )));
         }
-        fill_field(core, collection, (rows.segment, rows.first), field, values)?;
+        if fill_field(core, collection, (rows.segment, rows.first), field, values)? {
+            // It may have an index now.
+            upkeep::ask(core, collection);
+        }
     }
-    upkeep::ask(core, collection);
     Ok(())
 }
 
+/// Whether the column is complete now.
 fn fill_field(
     core: &Arc<Core>,
     collection: &Collection,
     (id, first): (i64, u32),
     field: &Field,
     values: ArrayRef,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let version = collection.version();
     let segment = version.segments.iter().find(|segment| segment.id == id);
-    let Some(Body::Sealed(sealed)) = segment.map(|segment| &segment.body) else { return Ok(()) };
+    let Some(Body::Sealed(sealed)) = segment.map(|segment| &segment.body) else { return Ok(false) };
     let mut runs = sealed.filled_runs(field)?;
     let next = runs.iter().map(|run| run.len()).sum::<usize>();
     if next != first as usize || sealed.has_column(field) {
-        return Ok(());
+        return Ok(false);
     }
     let work = Rewriting { core, collection, segment: id };
     let mut bytes = values.get_array_memory_size();
@@ -282,10 +290,10 @@ fn fill_field(
         Ok(true)
     };
     match publish() {
-        Ok(true) => Ok(()),
+        Ok(true) => Ok(complete),
         Ok(false) => {
             remove_files(core, collection, &[file]);
-            Ok(())
+            Ok(false)
         }
         // Should the commit have failed, it may be on disk all the same, and needs the file.
         Err(error) => Err(error),
@@ -301,7 +309,7 @@ fn end_refill(core: &Arc<Core>, id: i64) -> Result<bool, Error> {
     if let Some(damage) = collection.damage() {
         return Err(damage.duplicate());
     }
-    if !collection.is_filled() {
+    if collection.info().schema.pending.is_empty() || !collection.is_filled() {
         return Ok(false);
     }
     let info = core.commit_catalog(|catalog, ts| catalog.end_refill(id, ts))?;

@@ -379,9 +379,7 @@ fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error>
         }
         for column in &entry.columns {
             let place = (entry.id, column.field);
-            if info.schema.stored_field(column.field).is_none()
-                && !edit.drop_columns.contains(&place)
-            {
+            if !collection.is_stored(column.field) && !edit.drop_columns.contains(&place) {
                 edit.drop_columns.push(place);
             }
         }

@@ -8,13 +8,16 @@
 use elanus_proto::common::Status;
 use elanus_proto::milvus::*;
 use elanus_proto::schema::FunctionSchema;
-use elanus_storage::CollectionChange;
 use elanus_storage::schema::{FunctionDef, Schema};
+use elanus_storage::{CollectionChange, Error};
 
 use crate::convert::function::ModelFunction;
 use crate::convert::schema;
 use crate::node::{Context, Node};
 use crate::status::{Failure, success};
+
+/// How often a change of functions is made again because they are others by then.
+const CHANGES_TRIED: usize = 10;
 
 impl Node {
     pub(super) async fn add_collection_function(
@@ -112,32 +115,42 @@ impl Node {
             let model = ModelFunction::of(function, &schema)?;
             model.check(&schema, self.engines()).await?;
         }
-        // The list is replaced as a whole: two changes at a time would lose one.
-        let _alone = self.plan.function_changes.lock().await;
-        let (info, schema, changed) = changed()?;
-        // Fields are only ever added, but under the name may be another collection by now.
-        if info.id != asked.id {
-            return Err(Failure::invalid(format!(
-                "collection {name} was replaced by another meanwhile"
-            )));
+        // The lists are replaced as a whole, if nobody else changed them meanwhile: another caller, or
+        // vectors that were made anew and are in use now.
+        for _ in 0..CHANGES_TRIED {
+            let (info, schema, changed) = changed()?;
+            // Fields are only ever added, but under the name may be another collection by now.
+            if info.id != asked.id {
+                return Err(Failure::invalid(format!(
+                    "collection {name} was replaced by another meanwhile"
+                )));
+            }
+            // What was pending for this function is given up: it is now what was asked for last.
+            let pending = info.schema.pending.iter().map(|refill| &refill.function);
+            let mut pending: Vec<_> =
+                pending.filter(|f| f.name != changed.function).cloned().collect();
+            let mut now = schema.functions;
+            if changed.anew {
+                pending.extend(now.iter().find(|f| f.name == changed.function).cloned());
+                now.clone_from(&info.schema.functions);
+            }
+            let of = info.schema.version;
+            let change = CollectionChange::Functions { of, now, pending };
+            match self.engine.alter_collection(&info.db, &info.name, change).await {
+                Err(Error::SchemaChanged) => continue,
+                outcome => outcome?,
+            };
+            if changed.anew {
+                tracing::info!(
+                    collection = info.name,
+                    function = changed.function,
+                    "stored texts are to be embedded anew"
+                );
+            }
+            self.reembedding.wake();
+            return Ok(success());
         }
-        // What was pending for this function is given up: it is now what was asked for last.
-        let pending = info.schema.pending.iter().map(|refill| &refill.function);
-        let mut pending: Vec<_> = pending.filter(|f| f.name != changed.function).cloned().collect();
-        let mut now = schema.functions;
-        if changed.anew {
-            pending.extend(now.iter().find(|f| f.name == changed.function).cloned());
-            now.clone_from(&info.schema.functions);
-            tracing::info!(
-                collection = info.name,
-                function = changed.function,
-                "stored texts are to be embedded anew"
-            );
-        }
-        let change = CollectionChange::Functions { now, pending };
-        self.engine.alter_collection(&info.db, &info.name, change).await?;
-        self.reembedding.wake();
-        Ok(success())
+        Err(Error::SchemaChanged.into())
     }
 }
 

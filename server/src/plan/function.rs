@@ -140,6 +140,19 @@ pub async fn refill(
         function.outputs().any(|output| rows.fields.iter().any(|field| field.name == output))
     };
     let functions: Vec<_> = ModelFunction::all(schema).into_iter().filter(fills).collect();
+    for field in &rows.fields {
+        let is_made = functions.iter().any(|f| f.outputs().any(|output| output == field.name));
+        // What is not pending any more is not stored either.
+        if !is_made && schema.field(&field.name).is_some() {
+            return Err(Failure::new(
+                Code::FunctionFailed,
+                format!(
+                    "this version does not understand the function that is to make {}; alter it",
+                    field.name
+                ),
+            ));
+        }
+    }
     let count = rows.inputs.num_rows();
     let mut columns: Vec<Refilled> =
         rows.fields.iter().map(|field| Refilled::new(field, count)).collect();

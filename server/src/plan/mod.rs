@@ -29,8 +29,6 @@ use crate::status::Failure;
 pub struct State {
     /// Search iterators that clients are in the middle of.
     pub iterators: iterate::Iterators,
-    /// One change of functions at a time.
-    pub function_changes: tokio::sync::Mutex<()>,
     /// Keeps partial updates of a collection, which read before they write, apart.
     pub partial_updates: partial::Locks,
 }

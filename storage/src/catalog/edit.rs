@@ -232,7 +232,10 @@ impl CatalogView {
                 CollectionChange::AddField(field) => {
                     change_schema(info, ts, |schema| add_field(schema, *field))?;
                 }
-                CollectionChange::Functions { now, pending } => {
+                CollectionChange::Functions { of, now, pending } => {
+                    if info.schema.version != of {
+                        return Err(Error::SchemaChanged);
+                    }
                     // What is pending is not seen, so nobody need read the schema again for it.
                     let seen = info.schema.functions != now;
                     let ts = if seen { ts } else { info.updated };

@@ -308,7 +308,12 @@ pub enum CollectionChange {
     AddField(Box<Field>),
     /// Replaces the functions, and marks the fields that they fill; ids of 0 are assigned. Advances
     /// the schema timestamp, unless only what is pending changes.
+    ///
+    /// Refused with [`Error::SchemaChanged`](crate::Error::SchemaChanged) if the schema has another
+    /// version by then: the lists were made from what it was.
     Functions {
+        /// Version of the schema that the lists were made from.
+        of: u32,
         /// What they are from now on.
         now: Vec<FunctionDef>,
         /// What some of them, by name, will be once their outputs are made anew for all rows

@@ -160,8 +160,8 @@ async fn refill(engine: &Engine, name: &str) -> Result<(), Error> {
         params: vec![],
     };
     let version = collection.info().schema.version;
-    let change =
-        CollectionChange::Functions { now: vec![function(0)], pending: vec![function(version)] };
+    let (now, pending) = (vec![function(0)], vec![function(version)]);
+    let change = CollectionChange::Functions { of: version, now, pending };
     engine.alter_collection(DB, name, change).await?;
     while let Some(rows) = engine.next_unfilled(collection.id(), 3).await? {
         let numbers = |at: usize| rows.inputs.column(at).as_primitive::<Int64Type>().values();

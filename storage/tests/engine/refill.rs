@@ -87,7 +87,9 @@ async fn insert(collection: &Collection, keys: &[i64]) {
 }
 
 async fn alter(engine: &Engine, now: u32, pending: Option<u32>) {
+    let id = engine.catalog().collections(DEFAULT_DB).find(|info| info.name == "items").unwrap().id;
     let change = CollectionChange::Functions {
+        of: engine.collection(id).unwrap().info().schema.version,
         now: vec![function(now)],
         pending: pending.map(function).into_iter().collect(),
     };
@@ -242,6 +244,55 @@ async fn rows_made_before_a_change_are_refused_and_those_made_before_its_end_are
     assert!(engine.end_refill(collection.id()).await.unwrap(), "there is nothing to do");
     collection.insert(partition, both).await.unwrap();
     assert_eq!(found(&collection.view()), [(1, 2)]);
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn functions_are_only_replaced_by_who_knows_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, collection) = with_function(dir.path()).await;
+    insert(&collection, &[1]).await;
+    alter(&engine, 1, Some(2)).await;
+    let of = collection.info().schema.version;
+    while fill_some(&engine, &collection, 1).await {}
+    assert!(engine.end_refill(collection.id()).await.unwrap());
+    // Who would give the change up comes too late: its function would be asked for the vectors of
+    // the new one.
+    let back = CollectionChange::Functions { of, now: vec![function(1)], pending: vec![] };
+    let late = engine.alter_collection(DEFAULT_DB, "items", back).await.unwrap_err();
+    assert!(matches!(late, Error::SchemaChanged), "{late}");
+    assert_eq!(model_of(&collection.info().schema.functions[0]), 2);
+    assert!(!engine.end_refill(collection.id()).await.unwrap(), "nothing is pending");
+    assert_eq!(collection.info().schema.version, of + 1);
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_view_reads_its_columns_after_they_were_replaced_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, collection) = with_function(dir.path()).await;
+    insert(&collection, &(0..10).collect::<Vec<_>>()).await;
+    engine.flush(collection.id()).await.unwrap();
+    let mut views = vec![collection.view()];
+    for model in 2..5 {
+        alter(&engine, model - 1, Some(model)).await;
+        while fill_some(&engine, &collection, 100).await {}
+        assert!(engine.end_refill(collection.id()).await.unwrap());
+        views.push(collection.view());
+    }
+    // Upkeep looks for columns that nobody has.
+    insert(&collection, &[10]).await;
+    engine.flush(collection.id()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for (view, model) in views.iter().zip(1..) {
+        assert_eq!(found(view), all(0..10, model));
+    }
+    assert_eq!(data_files(dir.path(), ".column"), 3);
+    drop(views);
+    insert(&collection, &[11]).await;
+    engine.flush(collection.id()).await.unwrap();
+    wait_for("columns that nobody reads are gone", || data_files(dir.path(), ".column") <= 1).await;
+    assert_eq!(found(&collection.view()), all(0..12, 4));
     engine.shutdown().await;
 }
 
