@@ -20,6 +20,21 @@ pub enum Error {
     /// Bytes that an index was opened from contradict themselves; rebuild the index.
     #[error("corrupt index: {0}")]
     Corrupt(String),
+    /// Building the index would take more memory than it may; it was given up.
+    #[error(
+        "an index over the first {rows} of {of} rows takes {needed} bytes of memory while it is built, \
+         and may take {allowed}"
+    )]
+    TooLarge {
+        /// Bytes for the rows that were looked at.
+        needed: usize,
+        /// How many rows these are.
+        rows: usize,
+        /// How many there are in all.
+        of: usize,
+        /// Bytes that all of them may take.
+        allowed: usize,
+    },
     /// The caller gave up, or its deadline has passed.
     #[error("the search was cancelled or ran past its deadline")]
     Cancelled,

@@ -34,6 +34,9 @@ const REQUESTS: (usize, usize) = (1, 4);
 /// well. Beyond it indexes are mapped.
 const INDEXES: (usize, usize) = (1, 4);
 
+/// The share of the limit that sorted terms may take while they are made.
+const TERMS: (usize, usize) = (1, 4);
+
 /// Who uses memory now, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
@@ -174,6 +177,13 @@ impl Budget {
         let MemoryUse { limit, indexes, other, .. } = self.now();
         let (part, of) = INDEXES;
         (indexes.saturating_add(other) <= limit / of * part).then_some(held)
+    }
+
+    /// What the terms of one segment may take while they are sorted. It is not less while others
+    /// take much: what cannot be built once is not tried again.
+    pub(crate) fn most_for_terms(&self) -> usize {
+        let (part, of) = TERMS;
+        self.limit / of * part
     }
 
     /// Counts the scratch space of a build until the guard is dropped.

@@ -51,8 +51,17 @@ struct State {
     building: Option<Building>,
     /// The compactions that were asked for and did not begin.
     wanted: Vec<i64>,
-    /// Why an index could not be built; until the next attempt.
-    failures: Vec<(Task, String)>,
+    failures: Vec<Failure>,
+}
+
+/// Why an index could not be built.
+#[derive(Debug)]
+struct Failure {
+    task: Task,
+    why: String,
+    /// Another attempt would fail as well: it is kept until its segment or its definition goes.
+    /// Others are forgotten when upkeep begins, which tries again.
+    lasts: bool,
 }
 
 /// A build under way.
@@ -96,10 +105,11 @@ impl Upkeep {
         self.state().phase == Phase::Idle
     }
 
-    fn begin(&self) {
+    /// Begins to run; `stands` says whether a task still has its segment and its definition.
+    fn begin(&self, stands: impl Fn(&Task) -> bool) {
         let mut state = self.state();
         state.phase = Phase::Running;
-        state.failures.clear();
+        state.failures.retain(|failure| failure.lasts && stands(&failure.task));
     }
 
     /// Whether it was asked for again meanwhile.
@@ -136,7 +146,7 @@ impl Upkeep {
 
     fn failure_where(&self, is_asked: impl Fn(&Task) -> bool) -> Option<String> {
         let state = self.state();
-        state.failures.iter().find(|(task, _)| is_asked(task)).map(|(_, why)| why.clone())
+        state.failures.iter().find(|failure| is_asked(&failure.task)).map(|f| f.why.clone())
     }
 }
 
@@ -161,16 +171,17 @@ pub(crate) fn compact(core: &Arc<Core>, collection: &Arc<Collection>, id: i64) {
 /// right ones built.
 pub(crate) fn indexes_changed(core: &Arc<Core>, collection: &Arc<Collection>) {
     let info = collection.info();
-    collection.upkeep().stop_unless(|task| {
-        let field = info.schema.stored_field(task.field);
-        field.is_some_and(|field| kinds_wanted(&info, field).contains(&task.kind))
-    });
+    collection.upkeep().stop_unless(|task| is_defined(&info, task));
     ask(core, collection);
 }
 
 fn run(core: &Arc<Core>, collection: &Arc<Collection>) {
     loop {
-        collection.upkeep().begin();
+        let (info, version) = (collection.info(), collection.version());
+        collection.upkeep().begin(|task| {
+            let is_of = |segment: &Arc<Segment>| segment.id == task.segment;
+            is_defined(&info, task) && version.segments.iter().any(is_of)
+        });
         let done = catch_unwind(AssertUnwindSafe(|| keep(core, collection)));
         match done.unwrap_or_else(|panic| Err(panicked(&*panic))) {
             Ok(()) | Err(Error::Closed | Error::CollectionNotFound { .. }) => {}
@@ -217,7 +228,14 @@ fn keep(core: &Arc<Core>, collection: &Arc<Collection>) -> Result<(), Error> {
             Err(error) => {
                 let Task { segment, field, .. } = task;
                 tracing::warn!(%error, segment, field, "an index could not be built");
-                collection.upkeep().state().failures.push((task, error.to_string()));
+                let lasts = matches!(error, Error::Search(elanus_index::Error::TooLarge { .. }));
+                let mut why = error.to_string();
+                if lasts {
+                    why += "; filters look at the rows instead. It is tried again after a restart, \
+                            which may give the node more memory";
+                }
+                let failure = Failure { task, why, lasts };
+                collection.upkeep().state().failures.push(failure);
             }
         }
     }
@@ -357,7 +375,7 @@ fn next_task(core: &Core, collection: &Collection) -> Option<(Task, Arc<SealedSe
             };
             let kinds = kinds_wanted(&info, field).into_iter().filter(lacking);
             let mut tasks = kinds.map(|kind| Task { segment: segment.id, field: field.id, kind });
-            let failed = |task: &Task| state.failures.iter().any(|(of, _)| of == task);
+            let failed = |task: &Task| state.failures.iter().any(|failure| failure.task == *task);
             tasks.find(|task| !failed(task)).map(|task| (task, Arc::clone(sealed)))
         })
     })
@@ -402,9 +420,12 @@ fn drop_unwanted(core: &Arc<Core>, collection: &Collection) -> Result<(), Error>
 
 /// Whether segment and definition are still there.
 fn is_wanted(info: &CollectionInfo, manifests: &Manifests, task: &Task) -> bool {
+    is_defined(info, task) && manifests.current().segment(task.segment).is_some()
+}
+
+fn is_defined(info: &CollectionInfo, task: &Task) -> bool {
     let field = info.schema.stored_field(task.field);
     field.is_some_and(|field| kinds_wanted(info, field).contains(&task.kind))
-        && manifests.current().segment(task.segment).is_some()
 }
 
 fn build(
@@ -432,16 +453,17 @@ fn build(
     let dir = collection_dir(collection.id());
     let file = format!("{}-{}-{version}.idx", task.segment, task.field);
     let column = sealed.column(field)?;
-    let bytes = index::build_bytes(&task.kind, &column);
+    let most = core.budget.most_for_terms();
+    let bytes = index::build_bytes(&task.kind, &column, most);
     // An index frees nothing: on a disk that is nearly full the rows are scanned instead.
     core.space.admit(bytes)?;
     let _scratch = core.budget.hold_for_build(bytes);
     let began = core.clock.now();
     let Building { progress, cancel, .. } = &building;
-    let place = (dir.as_str(), file.as_str());
+    let place = (&core.blobs, dir.as_str(), file.as_str());
     let written = core
         .pools
-        .build(|| index::write(&core.blobs, place, &task.kind, field, &column, progress, cancel));
+        .build(|| index::write(place, &task.kind, field, &column, most, progress, cancel));
     let written = match written {
         // Stopped: the node, the collection or the definition is going.
         Err(Error::Search(elanus_index::Error::Cancelled)) => return Ok(()),
@@ -492,5 +514,26 @@ impl Repair for IndexRepair {
         let collection = core.collection(self.collection)?;
         let is_mapped = collection.info().is_index_mapped(&field.name);
         if is_mapped { None } else { core.budget.admit_index(bytes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::TermsDef;
+
+    #[test]
+    fn what_would_fail_again_is_not_tried_again_while_it_stands() {
+        let upkeep = Upkeep::default();
+        let task =
+            |segment| Task { segment, field: 100, kind: IndexKind::Terms(TermsDef::default()) };
+        for (segment, lasts) in [(1, true), (2, false), (3, true)] {
+            let why = segment.to_string();
+            upkeep.state().failures.push(Failure { task: task(segment), why, lasts });
+        }
+        upkeep.begin(|task| task.segment != 3);
+        let failed = |segment| upkeep.failure_where(|of| *of == task(segment));
+        assert_eq!([1, 2, 3].map(failed), [Some("1".to_owned()), None, None]);
+        assert_eq!(upkeep.failure(100), Some("1".to_owned()));
     }
 }

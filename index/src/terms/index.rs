@@ -30,14 +30,23 @@ impl TermIndex {
     /// all: an empty array has one and no terms, null is none.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] once `cancel` is set.
+    /// [`Error::TooLarge`] as soon as it is seen that more than about `most_bytes` of memory would
+    /// be taken, [`Error::Cancelled`] once `cancel` is set.
     pub fn build<'a>(
         rows: usize,
         values: impl Fn(usize, &mut dyn FnMut(Term<'a>)) -> bool,
+        most_bytes: usize,
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
-        build::build(rows, values, progress, cancel)
+        build::build(rows, values, most_bytes, progress, cancel)
+    }
+
+    /// About how much memory a build takes for so many different terms, of so many rows in all.
+    #[must_use]
+    pub fn build_bytes(terms: usize, postings: usize) -> usize {
+        let of_terms = terms.saturating_mul(build::TERM_BYTES);
+        of_terms.saturating_add(postings.saturating_mul(build::POSTING_BYTES))
     }
 
     /// Opens an index over its sections, read in place. That the terms ascend is left to the

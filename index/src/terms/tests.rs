@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -36,7 +37,8 @@ fn values<'a>(rows: &'a Rows) -> impl Fn(usize, &mut dyn FnMut(Term<'a>)) -> boo
 fn built(rows: &Rows) -> InMemory {
     let progress = Progress::default();
     let never = Cancel::never();
-    let sections = TermIndex::build(rows.len(), values(rows), &progress, &never).unwrap();
+    let build = TermIndex::build(rows.len(), values(rows), usize::MAX, &progress, &never);
+    let sections = build.unwrap();
     assert_eq!(progress.done(), rows.len());
     InMemory::new(sections, rows.len())
 }
@@ -75,8 +77,95 @@ fn a_build_can_be_stopped() {
     let stopped = Cancel::never();
     stopped.flag().store(true, std::sync::atomic::Ordering::Relaxed);
     let rows: Rows = vec![None; 10];
-    let built = TermIndex::build(10, values(&rows), &Progress::default(), &stopped);
+    let built = TermIndex::build(10, values(&rows), usize::MAX, &Progress::default(), &stopped);
     assert!(matches!(built, Err(crate::Error::Cancelled)));
+}
+
+#[test]
+fn a_build_is_stopped_in_the_midst_of_a_row() {
+    for pass in 0..2 {
+        let (cancel, asked) = (Cancel::never(), Cell::new(0));
+        let row = |row: usize, add: &mut dyn FnMut(Term<'static>)| {
+            assert_eq!(row, 0, "no other row is looked at");
+            if asked.replace(asked.get() + 1) == pass {
+                cancel.flag().store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+            (0..200_000).for_each(|number| add(Term::Number(number)));
+            true
+        };
+        let rows = if pass == 0 { 2 } else { 1 };
+        let built = TermIndex::build(rows, row, usize::MAX, &Progress::default(), &cancel);
+        assert!(matches!(built, Err(crate::Error::Cancelled)));
+        assert_eq!(asked.get(), pass + 1);
+    }
+}
+
+#[test]
+fn a_build_that_takes_too_much_memory_is_given_up_early() {
+    type Terms = fn(usize, &mut dyn FnMut(Term<'static>));
+    let build = |terms: Terms, most| {
+        let seen = Cell::new(0);
+        let row = |row: usize, add: &mut dyn FnMut(Term<'static>)| {
+            seen.set(seen.get().max(row + 1));
+            terms(row, add);
+            true
+        };
+        let (progress, never) = (Progress::default(), Cancel::never());
+        (TermIndex::build(10_000, row, most, &progress, &never), seen.get())
+    };
+    let different: Terms = |row, add| add(Term::int(row as i64));
+    let same: Terms = |_, add| add(Term::int(7));
+    // Two thousand in a row, of which every row has the same.
+    let many: Terms = |_, add| (0..2_000).for_each(|number| add(Term::Number(number)));
+    let long: Terms = |_, add| add(Term::Text(&[7; 150_000]));
+    assert!(build(same, 100_000).0.is_ok());
+    assert!(build(different, TermIndex::build_bytes(10_000, 10_000)).0.is_ok());
+    for (terms, rows) in [(different, 807), (many, 1), (long, 1)] {
+        let (built, seen) = build(terms, 100_000);
+        let Err(crate::Error::TooLarge { needed, rows: looked_at, of: 10_000, allowed: 100_000 }) =
+            built
+        else {
+            panic!("{built:?}");
+        };
+        assert!(needed > 100_000);
+        assert_eq!((looked_at, seen), (rows, rows));
+    }
+}
+
+#[test]
+fn the_sections_are_what_other_versions_read() {
+    let numbers = [
+        (Term::int(-1), 0x7fff_ffff_ffff_ffff),
+        (Term::int(5), 0x8000_0000_0000_0005),
+        (Term::float(-1.5), 0x4007_ffff_ffff_ffff),
+        (Term::float(-0.0), 0x8000_0000_0000_0000),
+        (Term::float(2.5), 0xc004_0000_0000_0000),
+        (Term::NAN, u64::MAX),
+    ];
+    for (term, number) in numbers {
+        assert_eq!(term, Term::Number(number), "raise FORMAT");
+    }
+    // A bitmap of 70 rows has three words.
+    let mut rows: Rows = vec![Some(vec![]); 70];
+    rows[3] = Some(vec![Value::Text("é".into()), Value::Number(0x0102)]);
+    rows[66] = Some(vec![Value::Number(0x0102)]);
+    rows[69] = None;
+    (0..40).for_each(|row| rows[row].as_mut().unwrap().push(Value::Number(9)));
+    let sections = built(&rows);
+    let bytes = |name: &str| sections.section(name).unwrap().to_vec();
+    assert_eq!(bytes(build::META), [[1, 0, 0, 0, 0, 0, 0, 0], [70, 0, 0, 0, 0, 0, 0, 0]].concat());
+    assert_eq!(
+        bytes(build::NUMBERS),
+        [[9, 0, 0, 0, 0, 0, 0, 0], [2, 1, 0, 0, 0, 0, 0, 0]].concat()
+    );
+    assert_eq!(bytes(build::TEXT_ENDS), [2, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(bytes(build::TEXTS), [0xc3, 0xa9]);
+    let ends = [[3, 0, 0, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0, 0, 0], [6, 0, 0, 0, 0, 0, 0, 0]];
+    assert_eq!(bytes(build::ENDS), ends.concat());
+    let lists = [[0xff; 4], [0xff, 0, 0, 0], [0; 4], [3, 0, 0, 0], [66, 0, 0, 0], [3, 0, 0, 0]];
+    assert_eq!(bytes(build::ROWS), lists.concat());
+    let present = [[0xff; 8], [0x1f, 0, 0, 0, 0, 0, 0, 0]];
+    assert_eq!(bytes(build::PRESENT), present.concat());
 }
 
 proptest! {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use arrow_array::builder::{LargeBinaryBuilder, LargeListBuilder};
+use arrow_array::builder::{ArrayBuilder, LargeBinaryBuilder, LargeListBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef};
 use elanus_index::{Cancel, Term, TermIndex};
@@ -22,8 +22,8 @@ use crate::Error;
 use crate::catalog::{Grams, JsonCast, JsonPath, PathStep, TermsDef};
 use crate::schema::{DataType, Field};
 
-/// Rows between two looks at whether to go on.
-const ROWS_PER_CHECK: usize = 4096;
+/// Rows between two looks at whether to go on: a document may have 64 KiB.
+const ROWS_PER_CHECK: usize = 256;
 
 /// The sorted terms of a field in one run of rows.
 #[derive(Clone, Debug)]
@@ -134,13 +134,16 @@ fn number_bytes(number: Num) -> Option<Vec<u8>> {
 
 /// Hands over every gram of a text.
 pub(crate) fn each_gram<'t>(text: &str, grams: Grams, add: &mut dyn FnMut(Term<'t>)) {
-    let ends: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
-    for chars in grams.min..=grams.max {
-        if chars >= ends.len() {
-            break;
-        }
-        for gram in ends.windows(chars + 1) {
-            add(gram_term(&text[gram[0]..gram[chars]]));
+    for (start, _) in text.char_indices() {
+        let (mut hash, mut from) = (EMPTY_GRAM, start);
+        let chars = text[start..].chars().take(grams.max);
+        for (before, char) in chars.enumerate() {
+            let end = from + char.len_utf8();
+            hash = longer_gram(hash, &text[from..end]);
+            from = end;
+            if before + 1 >= grams.min {
+                add(Term::Number(hash));
+            }
         }
     }
 }
@@ -159,20 +162,26 @@ pub(super) fn grams_of(part: &str, grams: Grams) -> Vec<Term<'static>> {
 }
 
 fn gram_term(gram: &str) -> Term<'static> {
-    let hash = gram.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    });
-    Term::Number(hash)
+    Term::Number(longer_gram(EMPTY_GRAM, gram))
+}
+
+const EMPTY_GRAM: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// The hash of a gram that goes on with these characters.
+fn longer_gram(hash: u64, more: &str) -> u64 {
+    more.bytes().fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// The values at a path of JSON documents, as bytes that are their terms: binary, or lists of it.
 /// Null where the document has no value of the type there.
 ///
 /// # Errors
-/// [`Error::Search`] once `cancel` is set, [`Error::Internal`] if the column holds no documents.
+/// [`Error::Search`] if they take more than `most_bytes`, and once `cancel` is set;
+/// [`Error::Internal`] if the column holds no documents.
 pub(crate) fn project(
     column: &ArrayRef,
     path: &JsonPath,
+    most_bytes: usize,
     cancel: &Cancel,
 ) -> Result<ArrayRef, Error> {
     let documents = column
@@ -182,7 +191,8 @@ pub(crate) fn project(
     paths.insert(&steps(path), 0, path.array);
     let mut values = LargeBinaryBuilder::new();
     let mut lists = LargeListBuilder::new(LargeBinaryBuilder::new());
-    for row in 0..documents.len() {
+    let rows = documents.len();
+    for row in 0..rows {
         if row % ROWS_PER_CHECK == 0 {
             cancel.check()?;
         }
@@ -203,6 +213,13 @@ pub(crate) fn project(
             lists.append(items.is_some());
         } else {
             values.append_option(found[0].scalar().and_then(|value| json_term(path.cast, &value)));
+        }
+        let all = if path.array { lists.values() } else { &mut values };
+        let needed = all.values_slice().len() + (all.len() + rows) * size_of::<i64>();
+        if needed > most_bytes {
+            let (rows, of) = (row + 1, rows);
+            let error = elanus_index::Error::TooLarge { needed, rows, of, allowed: most_bytes };
+            return Err(error.into());
         }
     }
     Ok(if path.array { Arc::new(lists.finish()) } else { Arc::new(values.finish()) })
@@ -234,6 +251,49 @@ mod tests {
         ]
     }
 
+    /// Whoever changes what is pinned here raises the format of sorted terms.
+    #[test]
+    fn terms_are_what_other_versions_wrote() {
+        let number = |number| number_bytes(number).unwrap();
+        assert_eq!(number(Num::Int(0)), [0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(number(Num::Float(-0.0)), [0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(number(Num::Int(2)), [0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(number(Num::Float(2.5)), [0xc0, 4, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let below = [0x40, 0x07, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+        assert_eq!(number(Num::Float(-1.5)), below);
+        // 2⁵³ + 1, and 1 above 2⁶⁴ - 2,048.
+        assert_eq!(number(Num::Int((1 << 53) + 1)), [0xc3, 0x40, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let large = [0xc3, 0xef, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 1];
+        assert_eq!(number(Num::Int((1 << 64) - 2_047)), large);
+        assert_eq!(number_bytes(Num::Float(f64::NAN)), None);
+
+        // FNV-1a of 64 bits, as its authors' tests have it.
+        assert_eq!(gram_term("a"), Term::Number(0xaf63_dc4c_8601_ec8c));
+        assert_eq!(gram_term("foobar"), Term::Number(0x8594_4171_f739_67e8));
+
+        let term = |cast, value| json_term(cast, &value).map(Cow::into_owned);
+        assert_eq!(term(JsonCast::Bool, Scalar::Bool(true)), Some(vec![1]));
+        assert_eq!(term(JsonCast::VarChar, Scalar::Text("é")), Some(vec![0xc3, 0xa9]));
+        assert_eq!(term(JsonCast::Double, Scalar::Bool(true)), None);
+        let key = |kind: Kind, value: Scalar<'_>| format!("{:?}", kind.key(&value).unwrap());
+        assert_eq!(key(Kind::Flag, Scalar::Bool(true)), "Some(Number(Number(1)))");
+        let int = key(Kind::Int, Scalar::Num(Num::Float(-1.0)));
+        assert_eq!(int, format!("Some(Number(Number({})))", i64::MAX));
+    }
+
+    #[test]
+    fn values_at_a_path_are_not_kept_beyond_what_they_may_take() {
+        let documents = vec![r#"{"a":[1,1,1,1,1,1,1,1]}"#; 1_000];
+        let column: ArrayRef = Arc::new(arrow_array::LargeBinaryArray::from_iter_values(documents));
+        let steps = vec![PathStep::Key("a".into())];
+        let path = JsonPath { steps, cast: JsonCast::Double, array: true };
+        // 18 for an element, and 8 for a row.
+        let values = project(&column, &path, 152_000, &Cancel::never()).unwrap();
+        assert_eq!(values.as_list::<i64>().values().len(), 8_000);
+        let error = project(&column, &path, 80_000, &Cancel::never()).unwrap_err();
+        assert!(error.to_string().contains("first 501 of 1000 rows"), "{error}");
+    }
+
     proptest! {
         #[test]
         fn numbers_in_json_sort_by_their_exact_values(a in number(), b in number()) {
@@ -253,6 +313,14 @@ mod tests {
             let mut all = Vec::new();
             each_gram(&text, grams, &mut |gram| all.push(gram));
             let asked = grams_of(&part, grams);
+            let chars: Vec<char> = text.chars().collect();
+            let lens = (grams.min..=grams.max).filter(|len| *len <= chars.len());
+            let pieces = lens.flat_map(|len| chars.windows(len));
+            let mut expected: Vec<_> =
+                pieces.map(|piece| gram_term(&piece.iter().collect::<String>())).collect();
+            expected.sort();
+            all.sort();
+            prop_assert_eq!(&all, &expected);
             prop_assert_eq!(asked.is_empty(), part.chars().count() < min);
             prop_assert!(asked.iter().all(|gram| all.contains(gram)));
         }

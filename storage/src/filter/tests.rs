@@ -186,7 +186,7 @@ impl<'a> Indexed<'a> {
             let of_field = definitions(field).into_iter().map(|def| {
                 let column = Columns::column(batch, field).unwrap();
                 let (progress, never) = (Progress::default(), Cancel::never());
-                let sections = sections(&def, &column, &progress, &never).unwrap();
+                let sections = sections(&def, &column, usize::MAX, &progress, &never).unwrap();
                 let index = TermIndex::open(&InMemory::new(sections, batch.num_rows())).unwrap();
                 Terms { def, index: Arc::new(index) }
             });

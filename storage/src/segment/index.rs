@@ -181,22 +181,22 @@ impl Doomable for Index {
 }
 
 /// Builds an index over a column of a segment and publishes it as `file` in `dir`. Uses the rayon
-/// pool that it is called in.
+/// pool that it is called in. Sorted terms take at most about `terms_bytes` of memory meanwhile.
 ///
 /// # Errors
-/// [`Error::Search`] once `cancel` is set, and what prevents writing.
+/// [`Error::Search`] if they would take more, and once `cancel` is set; and what prevents writing.
 pub(crate) fn write(
-    blobs: &Blobs,
-    (dir, file): (&str, &str),
+    (blobs, dir, file): (&Blobs, &str, &str),
     kind: &IndexKind,
     field: &Field,
     column: &ArrayRef,
+    terms_bytes: usize,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<IndexFile, Error> {
     let sections = match kind {
         IndexKind::SparseInverted => sparse_sections(column)?,
-        IndexKind::Terms(def) => terms::sections(def, column, progress, cancel)?,
+        IndexKind::Terms(def) => terms::sections(def, column, terms_bytes, progress, cancel)?,
         IndexKind::Hnsw(graph) => {
             let params = HnswParams {
                 m: graph.m,
@@ -212,11 +212,15 @@ pub(crate) fn write(
     Ok(IndexFile { field: field.id, kind: kind.clone(), sections })
 }
 
-/// About how much memory a build takes, and the file on disk.
-pub(crate) fn build_bytes(kind: &IndexKind, column: &ArrayRef) -> usize {
+/// About how much memory a build takes, of which sorted terms get `terms_bytes`, and the file on
+/// disk.
+pub(crate) fn build_bytes(kind: &IndexKind, column: &ArrayRef, terms_bytes: usize) -> usize {
+    let values = || terms::value_bytes(column);
     match kind {
-        IndexKind::Terms(def) => terms::build_bytes(def, column),
-        IndexKind::SparseInverted => column.get_array_memory_size(),
+        IndexKind::Terms(def) => {
+            values().saturating_add(terms::build_bytes(def, column).min(terms_bytes))
+        }
+        IndexKind::SparseInverted => values(),
         // Links of four bytes, twice as many on the lowest level; as a graph and as sections.
         IndexKind::Hnsw(graph) => column.len().saturating_mul(graph.m * 16),
     }

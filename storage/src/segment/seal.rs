@@ -240,7 +240,9 @@ pub(crate) fn write(
         .map(|(field, column)| {
             let (file, kind) = (index_name(id, field.id), IndexKind::SparseInverted);
             let progress = Progress::default();
-            index::write(blobs, (&dir, &file), &kind, field, column, &progress, &Cancel::never())
+            let (place, never) = ((blobs, dir.as_str(), file.as_str()), Cancel::never());
+            // No terms are sorted here.
+            index::write(place, &kind, field, column, 0, &progress, &never)
         })
         .collect::<Result<_, _>>()?;
     Ok(SegmentEntry {

@@ -4,6 +4,7 @@
 //! are bytes, made by [`filter::json`](crate::filter) from what a filter finds there, so that
 //! index and filter cannot disagree.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use arrow_array::cast::AsArray;
@@ -16,24 +17,27 @@ use crate::Error;
 use crate::catalog::{Grams, TermsDef};
 use crate::filter::{each_gram, project};
 
-/// The sections of an index over a column.
+/// The sections of an index over a column, if they can be made in `most_bytes` of memory beside it.
 ///
 /// # Errors
-/// [`Error::Search`] once `cancel` is set; [`Error::Internal`] if there are no terms of such a
-/// column.
+/// [`Error::Search`] if they cannot, and once `cancel` is set; [`Error::Internal`] if there are no
+/// terms of such a column.
 pub(crate) fn sections(
     def: &TermsDef,
     column: &ArrayRef,
+    most_bytes: usize,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
-    let column = match &def.path {
-        Some(path) => &project(column, path, cancel)?,
-        None => column,
-    };
+    let (mut column, mut most_bytes) = (Cow::Borrowed(column), most_bytes);
+    if let Some(path) = &def.path {
+        let values = project(&column, path, most_bytes, cancel)?;
+        most_bytes = most_bytes.saturating_sub(value_bytes(&values));
+        column = Cow::Owned(values);
+    }
     let (elements, values) = match column.as_list_opt::<i64>() {
         Some(list) => (Some(list.value_offsets()), list.values()),
-        None => (None, column),
+        None => (None, &*column),
     };
     let term = terms_of(values, def.grams)?;
     let sections = TermIndex::build(
@@ -50,19 +54,36 @@ pub(crate) fn sections(
             term(range, add);
             true
         },
+        most_bytes,
         progress,
         cancel,
     )?;
     Ok(sections)
 }
 
-/// About how much memory a build takes, and the file on disk.
+/// About how much memory a build takes beside the column, where each value is a term of its own:
+/// pieces of texts are not, but there are many of them.
 pub(super) fn build_bytes(def: &TermsDef, column: &ArrayRef) -> usize {
-    /// A posting, and what is kept of a term while most rows have one of their own.
-    const ROW: usize = 80;
-    let values = column.get_array_memory_size();
-    let grams = def.grams.map_or(0, |grams| values.saturating_mul(4 * (grams.max - grams.min + 1)));
-    column.len().saturating_mul(ROW).saturating_add(values).saturating_add(grams)
+    let (values, bytes) = match column.as_list_opt::<i64>() {
+        Some(list) => (list.values().len(), value_bytes(list.values())),
+        None => (column.len(), value_bytes(column)),
+    };
+    let values = match &def.path {
+        // An array in a document is short, or its elements are.
+        Some(path) if path.array => values.max(bytes / 8),
+        _ => values,
+    };
+    let postings = match def.grams {
+        Some(grams) => bytes.saturating_mul(grams.max - grams.min + 1),
+        None => values,
+    };
+    TermIndex::build_bytes(values, postings)
+}
+
+/// What the values of a column take, wherever they lie.
+pub(super) fn value_bytes(column: &ArrayRef) -> usize {
+    // Fails for types only that no column has.
+    column.to_data().get_slice_memory_size().unwrap_or(0)
 }
 
 /// What hands over the terms of a run of values.

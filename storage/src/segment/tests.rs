@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use arrow_array::cast::AsArray;
 use arrow_array::{Array, RecordBatch};
 use arrow_select::concat::concat_batches;
 use arrow_select::take::take_record_batch;
-use elanus_index::{Metric, Query, SearchParams, SparseRow};
+use elanus_index::{Metric, Query, SearchParams, SparseRow, TermIndex};
 
 use super::delete::DeleteMask;
 use super::growing::GrowingBuilder;
@@ -16,6 +17,7 @@ use super::sealed::{Repair, SealedSegment};
 use super::testing::{NoScratch, every_type, field, rows, schema};
 use super::*;
 use crate::blobs::{Blobs, Published};
+use crate::catalog::TermsDef;
 use crate::disk::LocalDisk;
 use crate::manifest::{IndexKind, SegmentEntry};
 use crate::schema::{DataType, Schema, Value};
@@ -291,15 +293,37 @@ fn the_sparse_index_answers_and_its_loss_is_reported_once() {
     let column = sealed.column(terms).unwrap();
     let kind = IndexKind::SparseInverted;
     let cancel = elanus_index::Cancel::never();
-    let (place, progress) = (("data/7", "again.idx"), elanus_index::Progress::default());
-    let again =
-        index::write(&files.blobs, place, &kind, terms, &column, &progress, &cancel).unwrap();
+    let place = (&files.blobs, "data/7", "again.idx");
+    let progress = elanus_index::Progress::default();
+    let again = index::write(place, &kind, terms, &column, 0, &progress, &cancel).unwrap();
     sealed.put_index(&again);
     assert!(!path.exists(), "nobody needs the damaged file any more");
     assert!(sealed.index(terms, Metric::Ip, true).is_some());
     sealed.drop_index(&again);
     assert!(sealed.index(terms, Metric::Ip, true).is_none());
     assert!(!files.path("again.idx").exists());
+}
+
+#[test]
+fn a_build_counts_the_values_of_a_mapped_column_once() {
+    let (files, schema) = (Files::new(), every_type());
+    let segment = growing(vec![rows(&schema, 200, 0)], DeleteMask::default());
+    let entry = files.seal(&schema, &segment, Ts::ZERO);
+    let sealed = files.open(&schema, &entry).unwrap();
+    let mut all = 0;
+    for field in &schema.fields {
+        let column = sealed.column(field).unwrap();
+        let values = index::build_bytes(&IndexKind::SparseInverted, &column, usize::MAX);
+        assert!(values > 0, "{}", field.name);
+        all += values;
+        // As many terms as rows, or as elements, but never more than they may take.
+        let kind = IndexKind::Terms(TermsDef::default());
+        let count = column.as_list_opt::<i64>().map_or(column.len(), |list| list.values().len());
+        let terms = index::build_bytes(&kind, &column, usize::MAX) - values;
+        assert_eq!(terms, TermIndex::build_bytes(count, count), "{}", field.name);
+        assert_eq!(index::build_bytes(&kind, &column, 1_000), values + 1_000);
+    }
+    assert!(all <= entry.data.len as usize, "{all} bytes of values in {}", entry.data.len);
 }
 
 #[test]

@@ -48,7 +48,10 @@ fn rows(keys: impl Iterator<Item = i64> + Clone) -> RecordBatch {
 }
 
 async fn with_rows(dir: &Path) -> (Engine, Arc<Collection>) {
-    let engine = open(dir).await;
+    filled(open(dir).await).await
+}
+
+async fn filled(engine: Engine) -> (Engine, Arc<Collection>) {
     let fields = vec![
         key("id", DataType::Int64),
         field("value", DataType::Int64),
@@ -186,5 +189,54 @@ async fn a_damaged_index_is_built_anew_while_filters_look_at_the_rows() {
     }
     built(&collection, 4, dir.path()).await;
     assert_eq!(answers(&collection), plain);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_memory_does_not_suffice_for_is_given_up_until_there_is_more() {
+    let dir = tempfile::tempdir().unwrap();
+    // A quarter of it is less than what as many terms as rows take.
+    let few = Options { index_rows: 500, memory_limit_bytes: 2_000_000, ..options(dir.path()) };
+    let (engine, collection) = filled(Engine::open(few).await.unwrap()).await;
+    let id = collection.id();
+    let index = |name: &str| NewIndex {
+        name: name.into(),
+        field: name.into(),
+        terms: Some(TermsDef::default()),
+        ..NewIndex::default()
+    };
+    let keys = engine.create_index(DEFAULT_DB, "items", index("id")).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let failure = loop {
+        if let Some(why) = collection.index_progress(&keys).failure {
+            break why;
+        }
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert!(
+        failure.contains("may take 500000") && failure.contains("look at the rows"),
+        "{failure}"
+    );
+
+    // Others are built, and it is told all the while.
+    let value = engine.create_index(DEFAULT_DB, "items", index("value")).await.unwrap();
+    while collection.index_progress(&value).pending > 0 {
+        assert!(Instant::now() < deadline);
+        assert_eq!(collection.index_progress(&keys).failure.as_ref(), Some(&failure));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(collection.index_progress(&keys).pending, 6_000);
+    assert_eq!(index_files(dir.path()).len(), 1);
+    let found = answers(&collection);
+    assert_eq!(found[0].len(), 60);
+    drop(collection);
+    engine.shutdown().await;
+
+    let engine = open(dir.path()).await;
+    let collection = engine.collection(id).unwrap();
+    built(&collection, 2, dir.path()).await;
+    assert_eq!(collection.index_progress(&keys).failure, None);
+    assert_eq!(answers(&collection), found);
     engine.shutdown().await;
 }
