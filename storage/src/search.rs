@@ -15,6 +15,7 @@ use elanus_index::{
 use rayon::prelude::*;
 
 use crate::Error;
+use crate::catalog::TermsDef;
 use crate::filter::{Columns, Predicate, Terms};
 use crate::keys::{Key, KeyColumn, Keys};
 use crate::schema::{DataType, Field};
@@ -300,8 +301,8 @@ impl Columns for ChunkColumns<'_> {
         self.segment.column(self.chunk, field)
     }
 
-    fn terms(&self, field: &Field) -> Vec<Terms> {
-        self.segment.terms(field)
+    fn terms(&self, field: &Field, wanted: &dyn Fn(&TermsDef) -> bool) -> Vec<Terms> {
+        self.segment.terms(field, wanted)
     }
 }
 

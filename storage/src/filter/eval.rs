@@ -67,8 +67,7 @@ pub(super) fn eval(
     if let Plan::Const(value) = bundle.plan {
         return Ok(if value { candidates.clone() } else { RowMask::none(rows) });
     }
-    let lookups = Lookups::new(bundle, rows, |at| columns.terms(&bundle.fields[at]));
-    let step = lookups.resolve(candidates.count());
+    let step = Lookups::new(bundle, columns, cancel).resolve(candidates.count())?;
     let mut candidates = Cow::Borrowed(candidates);
     if let Some(bounds) = step.bounds() {
         candidates.to_mut().and_with(bounds);

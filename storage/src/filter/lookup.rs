@@ -7,15 +7,17 @@
 
 use std::ops::Range;
 
-use elanus_index::{RowMask, Term, TermIndex};
+use elanus_index::{Cancel, RowMask, Term, TermIndex};
 
+use super::Columns;
 use super::ast::{Cmp, Step as PathStep};
 use super::eval::Scalar;
 use super::like::Pattern;
 use super::plan::{ArrayCheck, Bundle, Check, Operand, Plan, Source, Test};
-use super::terms::{Key, Kind, Terms, grams_of, steps};
+use super::terms::{Kind, Terms, grams_of, steps};
 use super::value::{Const, ConstList, Num};
-use crate::catalog::JsonCast;
+use crate::Error;
+use crate::catalog::{JsonCast, TermsDef};
 
 // What things are taken to cost, in picoseconds: estimates, of which `cargo bench -p elanus-storage
 // --bench filters` shows what comes.
@@ -27,8 +29,26 @@ const FIND: usize = 150_000;
 /// A text of an index put to a pattern.
 const MATCH: usize = 20_000;
 
-/// In the tests of this crate every index that can answer is asked, or few of them would be.
-const WHATEVER_IT_COSTS: bool = cfg!(test);
+/// Terms between two looks at whether to go on.
+const TERMS_PER_CHECK: usize = 1_024;
+
+/// Grams of a pattern that are looked for.
+const MOST_GRAMS: usize = 64;
+
+#[cfg(test)]
+thread_local! {
+    /// Whether every index that can answer is asked: with few rows, few of them would be.
+    pub(super) static WHATEVER_IT_COSTS: std::cell::Cell<bool> = const { std::cell::Cell::new(true) };
+}
+
+/// Whether to look up what costs so much, and so much where the rows are looked at.
+fn pays(cost: usize, scan_cost: usize) -> bool {
+    #[cfg(test)]
+    if WHATEVER_IT_COSTS.get() {
+        return true;
+    }
+    cost <= scan_cost
+}
 
 /// What is left of a plan in one run of rows.
 pub(super) enum Step<'p> {
@@ -63,6 +83,7 @@ impl Step<'_> {
 /// The indexes that a filter may use.
 pub(super) struct Lookups<'p> {
     bundle: &'p Bundle,
+    cancel: &'p Cancel,
     rows: usize,
     /// By column of the bundle.
     terms: Vec<Vec<Terms>>,
@@ -81,7 +102,9 @@ struct Lookup<'a> {
 }
 
 enum How<'a> {
-    /// Rows with one of the terms.
+    /// Rows with one of the terms, in runs that ascend and lie apart, where no row has two.
+    One(Vec<Range<usize>>),
+    /// Rows with one of the terms or more.
     Any(Vec<Range<usize>>),
     /// Rows with all of the terms.
     All(Vec<Range<usize>>),
@@ -90,58 +113,76 @@ enum How<'a> {
 }
 
 impl<'p> Lookups<'p> {
-    pub(super) fn new(
-        bundle: &'p Bundle,
-        rows: usize,
-        terms_of: impl Fn(usize) -> Vec<Terms>,
-    ) -> Self {
-        let mut terms: Vec<_> = (0..bundle.fields.len()).map(terms_of).collect();
-        terms.iter_mut().for_each(|terms| terms.retain(|terms| terms.index.rows() == rows));
-        Self { bundle, rows, terms }
+    pub(super) fn new(bundle: &'p Bundle, columns: &dyn Columns, cancel: &'p Cancel) -> Self {
+        let rows = columns.rows();
+        let terms_of = |(field, (_, paths)): (_, &(_, Vec<Vec<PathStep>>))| {
+            let wanted = |def: &TermsDef| match &def.path {
+                Some(path) => paths.contains(&steps(path)),
+                None => true,
+            };
+            let mut terms = columns.terms(field, &wanted);
+            terms.retain(|terms| terms.index.rows() == rows);
+            terms
+        };
+        let terms = bundle.fields.iter().zip(&bundle.paths).map(terms_of).collect();
+        Self { bundle, cancel, rows, terms }
     }
 
     /// What is left of the filter, of which `open` rows are asked.
-    pub(super) fn resolve(&self, open: usize) -> Step<'p> {
+    ///
+    /// # Errors
+    /// [`Error::Search`] when cancelled.
+    pub(super) fn resolve(&self, open: usize) -> Result<Step<'p>, Error> {
         self.step(&self.bundle.plan, open)
     }
 
-    fn step(&self, plan: &'p Plan, open: usize) -> Step<'p> {
+    fn step(&self, plan: &'p Plan, open: usize) -> Result<Step<'p>, Error> {
         match plan {
-            Plan::Const(true) => Step::Known(RowMask::all(self.rows)),
-            Plan::Const(false) => Step::Known(RowMask::none(self.rows)),
+            Plan::Const(true) => Ok(Step::Known(RowMask::all(self.rows))),
+            Plan::Const(false) => Ok(Step::Known(RowMask::none(self.rows))),
             Plan::All(parts) => self.all(parts, open),
             Plan::Test(_) => self.all(std::slice::from_ref(plan), open),
             Plan::Any(parts) => {
                 let mut known: Option<RowMask> = None;
                 let mut rest = Vec::new();
                 for part in parts {
-                    match (self.step(part, open), &mut known) {
+                    match (self.step(part, open)?, &mut known) {
                         (Step::Known(mask), Some(known)) => known.or_with(&mask),
                         (Step::Known(mask), None) => known = Some(mask),
                         (step, _) => rest.push(step),
                     }
                 }
-                joined(known, rest, Step::Any)
+                Ok(joined(known, rest, Step::Any))
             }
         }
     }
 
     /// The parts of which all must hold, what is answered first.
-    fn all(&self, parts: &'p [Plan], mut open: usize) -> Step<'p> {
-        let lookup = |(at, part): (usize, &'p Plan)| match part {
-            Plan::Test(test) => Some((at, test, self.lookup(test)?)),
-            Plan::Const(_) | Plan::All(_) | Plan::Any(_) => None,
-        };
-        let mut lookups: Vec<_> = parts.iter().enumerate().filter_map(lookup).collect();
-        lookups.sort_by_key(|(_, _, lookup)| lookup.cost);
+    fn all(&self, parts: &'p [Plan], mut open: usize) -> Result<Step<'p>, Error> {
+        // Tests of the same values, as the two ends of a range, are one lookup.
+        let mut lookups: Vec<(Vec<(usize, &Test)>, Lookup<'_>)> = Vec::new();
+        for (at, part) in parts.iter().enumerate() {
+            let Plan::Test(test) = part else { continue };
+            let Some(lookup) = self.lookup(test, open)? else { continue };
+            let joined = lookups.iter_mut().find_map(|(tests, other)| {
+                *other = other.and(&lookup)?;
+                Some(tests)
+            });
+            match joined {
+                Some(tests) => tests.push((at, test)),
+                None => lookups.push((vec![(at, test)], lookup)),
+            }
+        }
+        lookups.sort_by_key(|(_, lookup)| lookup.cost);
         let mut known: Option<RowMask> = None;
         let mut answered = vec![false; parts.len()];
-        for (at, test, lookup) in lookups {
-            if lookup.cost > test.scan_cost(self.rows, open) && !WHATEVER_IT_COSTS {
+        for (tests, lookup) in lookups {
+            let scans = tests.iter().map(|(_, test)| test.scan_cost(self.rows, open));
+            if !pays(lookup.cost, scans.fold(0, usize::saturating_add)) {
                 continue;
             }
-            let found = lookup.rows();
-            answered[at] = lookup.exact;
+            let found = lookup.rows(self.cancel)?;
+            tests.iter().for_each(|(at, _)| answered[*at] = lookup.exact);
             open = open.min(match &mut known {
                 None => known.insert(found).count(),
                 Some(known) => {
@@ -152,26 +193,33 @@ impl<'p> Lookups<'p> {
         }
         let left = parts.iter().zip(answered).filter(|(_, answered)| !answered);
         let rest = left.map(|(part, _)| match part {
-            Plan::Test(test) => Step::Test(test),
+            Plan::Test(test) => Ok(Step::Test(test)),
             Plan::Const(_) | Plan::All(_) | Plan::Any(_) => self.step(part, open),
         });
-        joined(known, rest.collect(), Step::All)
+        Ok(joined(known, rest.collect::<Result<_, _>>()?, Step::All))
     }
 
-    /// The cheapest way to look a test up.
-    fn lookup<'s>(&'s self, test: &'s Test) -> Option<Lookup<'s>> {
-        let (column, path) = self.subject(test)?;
-        let field = &self.bundle.fields[column];
+    /// The cheapest way to look a test up of `open` rows.
+    fn lookup<'s>(&'s self, test: &'s Test, open: usize) -> Result<Option<Lookup<'s>>, Error> {
+        let Some((column, path)) = self.subject(test) else { return Ok(None) };
+        let (field, cancel) = (&self.bundle.fields[column], self.cancel);
+        let scan_cost = test.scan_cost(self.rows, open);
         let of_path = |terms: &&Terms| match (&terms.def.path, path) {
             (None, None) => true,
             (Some(of), Some(path)) => steps(of) == path,
             _ => false,
         };
-        let lookup = |terms: &'s Terms| {
-            let (kind, many) = Kind::of(&terms.def, field)?;
-            Asked { terms, kind, many }.lookup(test)
-        };
-        self.terms[column].iter().filter(of_path).filter_map(lookup).min_by_key(|l| l.cost)
+        let mut cheapest: Option<Lookup<'s>> = None;
+        for terms in self.terms[column].iter().filter(of_path) {
+            let Some((kind, many)) = Kind::of(&terms.def, field) else { continue };
+            let asked = Asked { terms, kind, many, scan_cost, cancel };
+            if let Some(lookup) = asked.lookup(test)?
+                && cheapest.as_ref().is_none_or(|cheapest| lookup.cost < cheapest.cost)
+            {
+                cheapest = Some(lookup);
+            }
+        }
+        Ok(cheapest)
     }
 
     /// The column that a test is about and the path within it, if it is about one.
@@ -255,9 +303,63 @@ impl Test {
     }
 }
 
-impl Lookup<'_> {
-    fn rows(&self) -> RowMask {
+/// What lies between runs of so many terms.
+fn gaps(runs: &[Range<usize>], terms: usize) -> Vec<Range<usize>> {
+    let starts = runs.iter().map(|run| run.start).chain([terms]);
+    let ends = std::iter::once(0).chain(runs.iter().map(|run| run.end));
+    ends.zip(starts).map(|(start, end)| start..end).collect()
+}
+
+/// What lies in both.
+fn overlaps(a: &[Range<usize>], b: &[Range<usize>]) -> Vec<Range<usize>> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let mut both = Vec::new();
+    while let (Some(one), Some(other)) = (a.peek(), b.peek()) {
+        let run = one.start.max(other.start)..one.end.min(other.end);
+        if one.end < other.end {
+            a.next()
+        } else {
+            b.next()
+        };
+        if !run.is_empty() {
+            both.push(run);
+        }
+    }
+    both
+}
+
+impl<'a> Lookup<'a> {
+    /// Rows with one value each that is in one of the runs, ascending and apart: by these runs or by
+    /// what is between them, whichever is shorter.
+    fn among(index: &'a TermIndex, runs: Vec<Range<usize>>) -> Self {
+        let words = |runs: &[Range<usize>]| -> usize {
+            runs.iter().map(|run| index.words(run.clone())).sum()
+        };
+        let others = gaps(&runs, index.len());
+        let (of_runs, of_others) = (words(&runs), words(&others));
+        let negated = of_others < of_runs;
+        let cost = of_runs.min(of_others).saturating_mul(WORD).saturating_add(FIND);
+        let how = How::One(if negated { others } else { runs });
+        Self { index, how, negated, exact: true, cost }
+    }
+
+    /// The same for the rows that both find, where that is one question to one index.
+    fn and(&self, other: &Self) -> Option<Self> {
+        let runs = |lookup: &Self| match &lookup.how {
+            How::One(others) if lookup.negated => Some(gaps(others, lookup.index.len())),
+            How::One(runs) => Some(runs.clone()),
+            How::Any(_) | How::All(_) | How::Passing(..) => None,
+        };
+        let same = std::ptr::eq(self.index, other.index);
+        same.then_some(Self::among(self.index, overlaps(&runs(self)?, &runs(other)?)))
+    }
+
+    fn rows(&self, cancel: &Cancel) -> Result<RowMask, Error> {
         let index = self.index;
+        let pause = |at: usize| match at % TERMS_PER_CHECK {
+            0 => cancel.check(),
+            _ => Ok(()),
+        };
         let with = |terms: &Range<usize>| {
             let mut rows = RowMask::none(index.rows());
             index.add(terms.clone(), &mut rows);
@@ -265,13 +367,22 @@ impl Lookup<'_> {
         };
         let mut rows = RowMask::none(index.rows());
         match &self.how {
-            How::Any(runs) => runs.iter().for_each(|run| index.add(run.clone(), &mut rows)),
+            How::One(runs) | How::Any(runs) => {
+                for (at, run) in runs.iter().enumerate() {
+                    pause(at)?;
+                    index.add(run.clone(), &mut rows);
+                }
+            }
             How::All(terms) => {
                 rows = index.present();
-                terms.iter().for_each(|term| rows.and_with(&with(term)));
+                for term in terms {
+                    cancel.check()?;
+                    rows.and_with(&with(term));
+                }
             }
             How::Passing(run, passes) => {
                 for at in run.clone() {
+                    pause(at - run.start)?;
                     if let Term::Text(text) = index.term(at)
                         && std::str::from_utf8(text).is_ok_and(passes)
                     {
@@ -283,9 +394,9 @@ impl Lookup<'_> {
         if self.negated {
             let mut others = index.present();
             others.and_not_with(&rows);
-            return others;
+            return Ok(others);
         }
-        rows
+        Ok(rows)
     }
 }
 
@@ -296,17 +407,20 @@ struct Asked<'a> {
     kind: Kind,
     /// Whether a row may have any number of terms; else each row with a value has one.
     many: bool,
+    /// What it costs to look at the rows instead.
+    scan_cost: usize,
+    cancel: &'a Cancel,
 }
 
 impl<'a> Asked<'a> {
-    fn lookup(self, test: &'a Test) -> Option<Lookup<'a>> {
+    fn lookup(self, test: &'a Test) -> Result<Option<Lookup<'a>>, Error> {
         if self.terms.def.grams.is_some() {
-            return self.by_grams(test);
+            return Ok(self.by_grams(test));
         }
         if self.many {
             return self.of_many(test);
         }
-        match test {
+        Ok(match test {
             Test::Int { op, value, .. } => {
                 self.compare(*op, &Scalar::Num(Num::Int((*value).into())))
             }
@@ -319,10 +433,11 @@ impl<'a> Asked<'a> {
             Test::In { list, negated, .. } => match list {
                 ConstList::Ints(ints) => {
                     let values = ints.iter().map(|int| Scalar::Num(Num::Int((*int).into())));
-                    self.one_of(values, *negated)
+                    self.one_of(ints.len(), values, *negated)?
                 }
                 ConstList::Texts(texts) => {
-                    self.one_of(texts.iter().map(|text| Scalar::Text(text)), *negated)
+                    let values = texts.iter().map(|text| Scalar::Text(text));
+                    self.one_of(texts.len(), values, *negated)?
                 }
                 ConstList::Mixed(_) => None,
             },
@@ -336,7 +451,10 @@ impl<'a> Asked<'a> {
                 Check::Bool(value) => {
                     self.compare(Cmp::Equal.negate_if(*negated), &Scalar::Bool(*value))
                 }
-                Check::In(set) => self.one_of(set.scalars()?, *negated),
+                Check::In(set) => match set.scalars() {
+                    Some(values) => self.one_of(set.len(), values, *negated)?,
+                    None => None,
+                },
                 Check::Like(pattern) => self.like(pattern, *negated),
                 Check::Regex(regex) => {
                     let all = 0..self.terms.index.len();
@@ -345,7 +463,7 @@ impl<'a> Asked<'a> {
                 Check::Tree(_) | Check::Contains { .. } => None,
             },
             Test::Null { .. } | Test::Columns { .. } | Test::Array { .. } => None,
-        }
+        })
     }
 
     /// Rows with one value each that compares so.
@@ -367,30 +485,44 @@ impl<'a> Asked<'a> {
             Cmp::Greater => [after..end, end..end],
             Cmp::GreaterEqual => [at..end, end..end],
         };
-        Some(self.among(runs.to_vec(), false))
+        Some(Lookup::among(index, runs.to_vec()))
     }
 
     /// Rows with one value each that is a member, or, `negated`, is none.
     fn one_of<'v>(
         self,
+        members: usize,
         values: impl Iterator<Item = Scalar<'v>>,
         negated: bool,
-    ) -> Option<Lookup<'a>> {
-        let mut runs = self.find(values)?;
+    ) -> Result<Option<Lookup<'a>>, Error> {
+        let index = &*self.terms.index;
+        let Some(mut runs) = self.find(members, values)? else { return Ok(None) };
         runs.retain(|run| !run.is_empty());
         runs.sort_unstable_by_key(|run| run.start);
         runs.dedup();
-        let cost = runs.len().saturating_mul(FIND);
-        let lookup = self.among(runs, negated);
-        Some(Lookup { cost: lookup.cost.saturating_add(cost), ..lookup })
+        let runs = if negated { gaps(&runs, index.len()) } else { runs };
+        Ok(Some(Lookup::among(index, runs)))
     }
 
-    /// The terms of values, as runs of one; `None` if the index cannot tell.
-    fn find<'v>(self, values: impl Iterator<Item = Scalar<'v>>) -> Option<Vec<Range<usize>>> {
-        let keys: Vec<Option<Key<'v>>> =
-            values.map(|value| self.kind.key(&value)).collect::<Option<_>>()?;
-        let find = |key: Option<Key<'v>>| key.map_or(0..0, |key| self.terms.index.find(key.term()));
-        Some(keys.into_iter().map(find).collect())
+    /// The terms of so many values, as runs of one; `None` if the index cannot tell, or finding them
+    /// alone costs more than looking at the rows.
+    fn find<'v>(
+        self,
+        members: usize,
+        values: impl Iterator<Item = Scalar<'v>>,
+    ) -> Result<Option<Vec<Range<usize>>>, Error> {
+        if !pays(members.saturating_mul(FIND), self.scan_cost) {
+            return Ok(None);
+        }
+        let mut runs = Vec::with_capacity(members);
+        for (at, value) in values.enumerate() {
+            if at % TERMS_PER_CHECK == 0 {
+                self.cancel.check()?;
+            }
+            let Some(key) = self.kind.key(&value) else { return Ok(None) };
+            runs.push(key.map_or(0..0, |key| self.terms.index.find(key.term())));
+        }
+        Ok(Some(runs))
     }
 
     fn like(self, pattern: &'a Pattern, negated: bool) -> Option<Lookup<'a>> {
@@ -405,7 +537,8 @@ impl<'a> Asked<'a> {
             Term::Number(_) => true,
         });
         if whole {
-            return Some(self.among([start..end, end..end].to_vec(), negated));
+            let runs = if negated { [0..start, end..index.len()] } else { [start..end, end..end] };
+            return Some(Lookup::among(index, runs.to_vec()));
         }
         self.passing(start..end, negated, Box::new(|text| pattern.matches(text)))
     }
@@ -427,44 +560,23 @@ impl<'a> Asked<'a> {
         matches!(self.kind, Kind::Text | Kind::Json(JsonCast::VarChar))
     }
 
-    /// Rows with one value each that is in one of the runs, ascending and apart, or, `negated`, in
-    /// none: by these runs or by what is between them, whichever is shorter.
-    fn among(self, runs: Vec<Range<usize>>, negated: bool) -> Lookup<'a> {
-        let index = &*self.terms.index;
-        let words = |runs: &[Range<usize>]| -> usize {
-            runs.iter().map(|run| index.words(run.clone())).sum()
-        };
-        let starts = runs.iter().map(|run| run.start).chain([index.len()]);
-        let ends = std::iter::once(0).chain(runs.iter().map(|run| run.end));
-        let others: Vec<_> = ends.zip(starts).map(|(start, end)| start..end).collect();
-        let (of_runs, of_others) = (words(&runs), words(&others));
-        let (runs, negated, words) = if of_others < of_runs {
-            (others, !negated, of_others)
-        } else {
-            (runs, negated, of_runs)
-        };
-        let cost = words.saturating_mul(WORD).saturating_add(FIND);
-        Lookup { index, how: How::Any(runs), negated, exact: true, cost }
-    }
-
     /// Rows whose arrays have the terms.
-    fn of_many(self, test: &'a Test) -> Option<Lookup<'a>> {
+    fn of_many(self, test: &'a Test) -> Result<Option<Lookup<'a>>, Error> {
         let (all, values, negated, exact) = match test {
-            Test::Array { check, negated, .. } => match check {
-                ArrayCheck::Contains { all, members: set } => {
-                    (*all, self.find(set.scalars()?)?, *negated, true)
-                }
-                // In any order, and among others.
-                ArrayCheck::Equals(items) if !negated && !items.is_empty() => {
-                    (true, self.find(items.iter().map(scalar))?, false, false)
-                }
-                ArrayCheck::Equals(_) => return None,
-            },
-            Test::Value { check: Check::Contains { all, members: set }, negated, .. } => {
-                (*all, self.find(set.scalars()?)?, *negated, true)
+            Test::Array { check: ArrayCheck::Contains { all, members: set }, negated, .. }
+            | Test::Value { check: Check::Contains { all, members: set }, negated, .. } => {
+                let Some(values) = set.scalars() else { return Ok(None) };
+                (*all, self.find(set.len(), values)?, *negated, true)
             }
-            _ => return None,
+            // In any order, and among others.
+            Test::Array { check: ArrayCheck::Equals(items), negated: false, .. }
+                if !items.is_empty() =>
+            {
+                (true, self.find(items.len(), items.iter().map(scalar))?, false, false)
+            }
+            _ => return Ok(None),
         };
+        let Some(values) = values else { return Ok(None) };
         let index = &*self.terms.index;
         let words: usize = values.iter().map(|run| index.words(run.clone())).sum();
         let cost = words.saturating_mul(WORD).saturating_add(values.len().saturating_mul(FIND));
@@ -472,7 +584,7 @@ impl<'a> Asked<'a> {
         let masks = if all { values.len().saturating_mul(index.rows() / 64) } else { 0 };
         let cost = cost.saturating_add(masks.saturating_mul(WORD));
         let how = if all { How::All(values) } else { How::Any(values) };
-        Some(Lookup { index, how, negated, exact, cost })
+        Ok(Some(Lookup { index, how, negated, exact, cost }))
     }
 
     /// Rows that may match a pattern, since they have the grams of what it says.
@@ -483,7 +595,7 @@ impl<'a> Asked<'a> {
             return None;
         };
         let (index, grams) = (&*self.terms.index, self.terms.def.grams?);
-        let terms = pattern.literals().flat_map(|part| grams_of(part, grams));
+        let terms = pattern.literals().flat_map(|part| grams_of(part, grams)).take(MOST_GRAMS);
         let mut terms: Vec<_> = terms.map(|term| index.find(term)).collect();
         terms.sort_by_key(|term| index.words(term.clone()));
         terms.dedup();

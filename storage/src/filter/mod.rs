@@ -31,7 +31,7 @@ use bytes::Bytes;
 use elanus_index::RowMask;
 
 use crate::Error;
-use crate::catalog::PathStep;
+use crate::catalog::{PathStep, TermsDef};
 use crate::keys::{Key, Keys};
 use crate::schema::{DataType, Field, Schema};
 
@@ -148,8 +148,8 @@ pub trait Columns {
     /// Whatever keeps the column from being read.
     fn column(&self, field: &Field) -> Result<ArrayRef, Error>;
 
-    /// The indexes there are over a field of exactly these rows.
-    fn terms(&self, _field: &Field) -> Vec<Terms> {
+    /// The indexes there are over a field of exactly these rows, of those that are `wanted`.
+    fn terms(&self, _field: &Field, _wanted: &dyn Fn(&TermsDef) -> bool) -> Vec<Terms> {
         Vec::new()
     }
 }

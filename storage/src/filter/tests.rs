@@ -2,6 +2,8 @@
 
 mod random;
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow_array::builder::{
@@ -15,6 +17,7 @@ use serde_json::json;
 
 use elanus_index::{Cancel, InMemory, Progress, TermIndex};
 
+use super::lookup::{Lookups, Step, WHATEVER_IT_COSTS};
 use super::oracle::{Row, Val};
 use super::value::Num;
 use super::*;
@@ -205,8 +208,8 @@ impl Columns for Indexed<'_> {
         Columns::column(self.batch, field)
     }
 
-    fn terms(&self, field: &Field) -> Vec<Terms> {
-        self.terms[&field.id].clone()
+    fn terms(&self, field: &Field, wanted: &dyn Fn(&TermsDef) -> bool) -> Vec<Terms> {
+        self.terms[&field.id].iter().filter(|terms| wanted(&terms.def)).cloned().collect()
     }
 }
 
@@ -803,7 +806,8 @@ fn what_is_not_a_number_is_the_same_with_and_without_an_index() {
 
 #[test]
 fn a_column_that_indexes_answer_for_is_not_read() {
-    struct Unreadable<'a>(Indexed<'a>);
+    /// Rows of which only the indexes can be asked, and the paths of those that were.
+    struct Unreadable<'a>(Indexed<'a>, RefCell<BTreeSet<String>>);
     impl Columns for Unreadable<'_> {
         fn rows(&self) -> usize {
             self.0.rows()
@@ -811,17 +815,77 @@ fn a_column_that_indexes_answer_for_is_not_read() {
         fn column(&self, field: &Field) -> Result<ArrayRef, Error> {
             Err(Error::Internal(format!("{} is read", field.name)))
         }
-        fn terms(&self, field: &Field) -> Vec<Terms> {
-            self.0.terms(field)
+        fn terms(&self, field: &Field, wanted: &dyn Fn(&TermsDef) -> bool) -> Vec<Terms> {
+            let of_path = |terms: &Terms| {
+                format!("{:?}", terms.def.path.iter().map(|path| &path.steps).collect::<Vec<_>>())
+            };
+            let terms = self.0.terms(field, wanted);
+            self.1.borrow_mut().extend(terms.iter().map(of_path));
+            terms
         }
     }
     let batch = batch(&sample());
-    let columns = Unreadable(Indexed::new(&batch));
+    let columns = Unreadable(Indexed::new(&batch), RefCell::default());
     let eval = |filter: &str| {
         compile(filter, &schema(), &templates()).unwrap().eval(&columns).map(|rows| rows.count())
     };
     assert_eq!(eval("int == 10").unwrap(), 1);
     assert_eq!(eval("int > 10 and text != \"name3%\"").unwrap(), 3);
+    assert_eq!(eval("10 < int and text != \"name3%\" and int <= 40").unwrap(), 2);
+    columns.1.take();
     assert_eq!(eval("array_contains(tags, \"y\") or n == 1").unwrap(), 3);
+    assert_eq!(columns.1.take(), BTreeSet::from(["[]".into(), "[[Key(\"n\")]]".into()]));
     assert!(eval("int is null").unwrap_err().to_string().contains("int is read"));
+}
+
+/// Whether a filter over rows with every index is answered by these alone, where they count costs.
+fn is_looked_up(filter: &str, columns: &dyn Columns, open: usize) -> bool {
+    let predicate = compile(filter, &schema(), &templates()).unwrap();
+    let never = Cancel::never();
+    WHATEVER_IT_COSTS.set(false);
+    let step = Lookups::new(&predicate.bundle, columns, &never).resolve(open);
+    WHATEVER_IT_COSTS.set(true);
+    matches!(step.unwrap(), Step::Known(_))
+}
+
+#[test]
+fn what_looking_at_the_rows_costs_less_is_not_looked_up() {
+    let rows: Vec<Row> = (0..20_000).map(|id| Row::from([("id".to_owned(), num(id))])).collect();
+    let batch = batch(&rows);
+    let indexed = Indexed::new(&batch);
+    let listed = |members: i64| {
+        let members: Vec<String> = (0..members).map(|id| (id * 7).to_string()).collect();
+        format!("id in [{}]", members.join(","))
+    };
+    for (filter, open, looked_up) in [
+        (listed(1), 20_000, true),
+        (listed(900), 20_000, true),
+        (listed(2_000), 20_000, false),
+        (listed(900), 10_000, false),
+        ("id == 7".to_owned(), 20_000, true),
+        ("id == 7".to_owned(), 5, false),
+        ("id > 9000".to_owned(), 20_000, false),
+        ("id < 9100".to_owned(), 20_000, false),
+        ("id > 9000 and id < 9100".to_owned(), 20_000, true),
+        ("9000 < id <= 9100 and id != 9050".to_owned(), 20_000, true),
+        ("id > 9100 and id < 9000".to_owned(), 20_000, true),
+    ] {
+        assert_eq!(is_looked_up(&filter, &indexed, open), looked_up, "{open}: {filter:.40}");
+        let predicate = compile(&filter, &schema(), &templates()).unwrap();
+        assert_eq!(predicate.eval(&indexed).unwrap(), predicate.eval(&batch).unwrap());
+    }
+}
+
+#[test]
+fn lookups_are_stopped_too() {
+    let batch = batch(&sample());
+    let indexed = Indexed::new(&batch);
+    let stopped = Cancel::never();
+    stopped.flag().store(true, std::sync::atomic::Ordering::Relaxed);
+    for filter in ["id == 3", "id in [3, 4]", "text like '%1%'", "array_contains_all(ints, [1, 2])"]
+    {
+        let predicate = compile(filter, &schema(), &templates()).unwrap();
+        let step = Lookups::new(&predicate.bundle, &indexed, &stopped).resolve(7);
+        assert!(matches!(step, Err(Error::Search(elanus_index::Error::Cancelled))), "{filter}");
+    }
 }

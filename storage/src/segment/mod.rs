@@ -26,6 +26,7 @@ use arrow_buffer::ScalarBuffer;
 use elanus_index::{Metric, Row, RowMask, VectorIndex};
 
 use crate::Error;
+use crate::catalog::TermsDef;
 use crate::clock::Ts;
 use crate::filter::Terms;
 use crate::keys::KeyRef;
@@ -180,11 +181,11 @@ impl Segment {
         }
     }
 
-    /// The sorted terms over a field that are sound.
-    pub(crate) fn terms(&self, field: &Field) -> Vec<Terms> {
+    /// The sorted terms over a field that are wanted and sound.
+    pub(crate) fn terms(&self, field: &Field, wanted: &dyn Fn(&TermsDef) -> bool) -> Vec<Terms> {
         match &self.body {
             Body::Growing(_) => Vec::new(),
-            Body::Sealed(sealed) => sealed.terms(field),
+            Body::Sealed(sealed) => sealed.terms(field, wanted),
         }
     }
 

@@ -24,6 +24,7 @@ use super::index::Index;
 use crate::Error;
 use crate::blobs::Published;
 use crate::budget::Held;
+use crate::catalog::TermsDef;
 use crate::clock::Ts;
 use crate::disk::{Disk, LocalDisk};
 use crate::filter::Terms;
@@ -276,15 +277,16 @@ impl SealedSegment {
     }
 
     /// See [`super::Segment::terms`].
-    pub(crate) fn terms(&self, field: &Field) -> Vec<Terms> {
+    pub(crate) fn terms(&self, field: &Field, wanted: &dyn Fn(&TermsDef) -> bool) -> Vec<Terms> {
         let indexes = self.indexes.load();
         let of_field = indexes.iter().filter(|index| index.field() == field.id);
         let open = |index: &Arc<Index>| match index.kind() {
-            IndexKind::Terms(def) => {
+            // What nobody asks for need not be verified.
+            IndexKind::Terms(def) if wanted(def) => {
                 let index = self.usable(field, index.open_terms(self.rows))?;
                 Some(Terms { def: def.clone(), index })
             }
-            IndexKind::SparseInverted | IndexKind::Hnsw(_) => None,
+            IndexKind::Terms(_) | IndexKind::SparseInverted | IndexKind::Hnsw(_) => None,
         };
         of_field.filter_map(open).collect()
     }

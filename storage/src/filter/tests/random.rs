@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::super::ast::{self, Binary, Cmp, Connective, Expr, Kind, List};
 use super::super::lex::Span;
+use super::super::lookup::WHATEVER_IT_COSTS;
 use super::super::oracle::{Oracle, Row, Val};
 use super::super::value::Num;
 use super::super::{compile, parse};
@@ -269,7 +270,13 @@ proptest! {
         let indexed = Indexed::new(&batch);
         for filter in filters {
             let predicate = compile(&filter, &schema(), &templates()).unwrap();
-            prop_assert_eq!(predicate.eval(&indexed).unwrap(), predicate.eval(&batch).unwrap(), "{}", filter);
+            let plain = predicate.eval(&batch).unwrap();
+            for whatever_it_costs in [true, false] {
+                WHATEVER_IT_COSTS.set(whatever_it_costs);
+                let found = predicate.eval(&indexed);
+                WHATEVER_IT_COSTS.set(true);
+                prop_assert_eq!(&found.unwrap(), &plain, "{}", filter);
+            }
         }
     }
 }
