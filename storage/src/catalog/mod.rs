@@ -309,7 +309,7 @@ pub enum CollectionChange {
     /// Replaces the functions, and marks the fields that they fill; ids of 0 are assigned. Advances
     /// the schema timestamp, unless only what is pending changes.
     ///
-    /// Refused with [`Error::SchemaChanged`](crate::Error::SchemaChanged) if the schema has another
+    /// Refused with [`Error::SchemaChanged`] if the schema has another
     /// version by then: the lists were made from what it was.
     Functions {
         /// Version of the schema that the lists were made from.
