@@ -101,7 +101,8 @@ impl Head {
                         .and_then(|words| flat(&words))
                         .map_err(|error| inference(&error))?
                 };
-                let decoder = LinearMax::new(&matrix, Some(&bias), hidden);
+                let decoder = LinearMax::new(&matrix, Some(&bias), hidden)
+                    .map_err(|error| inference(&error))?;
                 Ok(Self::Splade { transform, norm, decoder })
             }
             HeadConfig::Classifier(kind) => {

@@ -37,7 +37,7 @@ impl Linear {
             return gpu::Linear::new(device, weights, bias, inputs).map(Self::Gpu);
         }
         on_cpu(device)?;
-        Ok(Self::F32(Matrix::new(weights, bias, inputs)))
+        Ok(Self::F32(Matrix::new(weights, bias, inputs)?))
     }
 
     /// Runs every row through the layer.
@@ -71,8 +71,8 @@ pub(crate) struct LinearMax(Matrix);
 
 impl LinearMax {
     /// From PyTorch's layout: `weights` is `outputs × inputs`, row-major.
-    pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Self {
-        Self(Matrix::new(weights, bias, inputs))
+    pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Result<Self> {
+        Ok(Self(Matrix::new(weights, bias, inputs)?))
     }
 
     /// The largest output of the rows of each text: `texts × outputs`.

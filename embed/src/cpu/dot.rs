@@ -95,7 +95,11 @@ fn scalar(x: &[u32], groups: usize, panel: &[i8], out: &mut [i32]) {
 mod x86 {
     use std::arch::x86_64::*;
 
+    use super::super::prefetch::prefetch;
     use super::{GROUP, PANEL, STEP};
+
+    /// Groups between asking for weights and using them.
+    const AHEAD: usize = 32;
 
     /// Walks over the rows in tiles of the given heights; a tile is `tile::<ROWS>(x, panel, out)`
     /// with `groups` words of `x` per row.
@@ -145,6 +149,8 @@ mod x86 {
         assert!(x.len() == R * groups && out.len() == R * PANEL && panel.len() == groups * STEP);
         let mut sums = [[_mm512_setzero_si512(); VECTORS]; R];
         for (group, step) in panel.chunks_exact(STEP).enumerate() {
+            // Behind the last group of a panel lies the next panel.
+            prefetch(step.as_ptr().wrapping_add(AHEAD * STEP).cast(), STEP);
             let mut weights = [_mm512_setzero_si512(); VECTORS];
             for (weights, bytes) in weights.iter_mut().zip(step.as_chunks::<{ LANES * GROUP }>().0)
             {
@@ -172,6 +178,8 @@ mod x86 {
         assert!(x.len() == R * groups && out.len() == R * PANEL && panel.len() == groups * STEP);
         let mut sums = [[_mm256_setzero_si256(); VECTORS]; R];
         for (group, step) in panel.chunks_exact(STEP).enumerate() {
+            // Behind the last group of a panel lies the next panel.
+            prefetch(step.as_ptr().wrapping_add(AHEAD * STEP).cast(), STEP);
             let mut words = [_mm256_setzero_si256(); R];
             for (row, word_of) in words.iter_mut().enumerate() {
                 *word_of = _mm256_set1_epi32(word(x, groups, row, group));

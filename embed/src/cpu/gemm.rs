@@ -2,15 +2,19 @@
 //!
 //! A [`Matrix`] stores `n × k` weights as panels of three vectors of columns: a panel holds, for
 //! each inner index, the weights of its outputs side by side. A tile of up to eight input rows
-//! times one panel stays in registers for the whole inner loop, the panel streams from the
-//! cache, and nothing is packed at run time. So a query of ten tokens costs no
-//! set-up, and each output element is one chain of fused multiply-adds in the order of `k`,
+//! times one panel stays in registers for the whole inner loop, the panel streams from memory or a
+//! cache, asked for ahead of its use, and nothing is packed at run time. So a query of ten tokens
+//! costs no set-up, and each output element is one chain of fused multiply-adds in the order of `k`,
 //! whatever the number of rows: results do not depend on the batch.
 
+use std::io;
+
+use memmap2::{Mmap, MmapMut};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::math::{gelu, tanh};
+use super::prefetch::prefetch;
 use super::share::{Columns, product};
 
 /// What is done to an output element after the bias.
@@ -24,10 +28,9 @@ pub(crate) enum Activation {
 /// A weight matrix in panels, with its bias.
 pub(crate) struct Matrix {
     arch: Arch,
-    /// Panels one after the other, each `inputs × panel_width`, from `start` on.
-    panels: Vec<f32>,
-    /// First element that lies on a cache line.
-    start: usize,
+    /// Panels one after the other, each `inputs × panel_width` floats; anonymous memory in huge
+    /// pages, because a question of ten tokens does little but read them.
+    panels: Mmap,
     /// Padded with zeros to whole panels.
     bias: Vec<f32>,
     inputs: usize,
@@ -44,20 +47,32 @@ impl std::fmt::Debug for Matrix {
 impl Matrix {
     /// Packs `weights` (`outputs × inputs`, row-major, as PyTorch stores a linear layer).
     ///
+    /// # Errors
+    /// When there is no memory.
+    ///
     /// # Panics
     /// If the lengths do not fit together; callers check shapes when they read files.
-    pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Self {
+    pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> io::Result<Self> {
         Self::for_arch(Arch::new(), weights, bias, inputs)
     }
 
-    fn for_arch(arch: Arch, weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Self {
+    fn for_arch(
+        arch: Arch,
+        weights: &[f32],
+        bias: Option<&[f32]>,
+        inputs: usize,
+    ) -> io::Result<Self> {
         let outputs = weights.len() / inputs;
         assert_eq!(weights.len(), outputs * inputs, "weights are whole rows");
         let panel_width = VECTORS * arch.dispatch(Lanes);
         let count = outputs.div_ceil(panel_width);
-        let mut panels = vec![0.0; count * panel_width * inputs + LINE];
-        let start = panels.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-        panels[start..][..count * panel_width * inputs]
+        let bytes = count * panel_width * inputs * size_of::<f32>();
+        // A map of nothing is an error.
+        let mut panels = MmapMut::map_anon(bytes.max(1))?;
+        #[cfg(target_os = "linux")]
+        // It is as right without, only slower: a kernel may know no huge pages.
+        let _ = panels.advise(memmap2::Advice::HugePage);
+        bytemuck::cast_slice_mut::<u8, f32>(&mut panels[..bytes])
             .par_chunks_exact_mut(panel_width * inputs)
             .enumerate()
             .for_each(|(panel, to)| {
@@ -70,7 +85,8 @@ impl Matrix {
             assert_eq!(bias.len(), outputs, "one bias per output");
             padded[..outputs].copy_from_slice(bias);
         }
-        Self { arch, panels, start, bias: padded, inputs, outputs, panel_width }
+        let panels = panels.make_read_only()?;
+        Ok(Self { arch, panels, bias: padded, inputs, outputs, panel_width })
     }
 
     /// Width of an input row.
@@ -85,21 +101,18 @@ impl Matrix {
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        (self.panels.len() + self.bias.len()) * size_of::<f32>()
+        self.panels.len() + self.bias.len() * size_of::<f32>()
     }
 
     fn panel(&self, index: usize) -> &[f32] {
-        let len = self.panel_width * self.inputs;
-        &self.panels[self.start + index * len..][..len]
+        let len = self.panel_width * self.inputs * size_of::<f32>();
+        bytemuck::cast_slice(&self.panels[index * len..][..len])
     }
 
     fn columns(&self) -> Columns {
         Columns { outputs: self.outputs, panel_width: self.panel_width }
     }
 }
-
-/// Floats in a cache line.
-const LINE: usize = 16;
 
 /// Vectors of columns in a panel of weights. Three by eight rows fill 24 registers and need the
 /// fewest loads per product.
@@ -127,10 +140,16 @@ pub(super) fn pack(
     width: usize,
     to: &mut [f32],
 ) {
-    for column in 0..count {
-        let row = &rows[column * stride..][..inputs];
-        for (x, to) in row.iter().zip(to.chunks_exact_mut(width)) {
-            to[column] = *x;
+    /// Inner indices of a step: a cache line of each row, which is not needed again.
+    const STEP: usize = 16;
+    for (step, to) in to.chunks_mut(STEP * width).enumerate() {
+        let first = step * STEP;
+        let end = inputs.min(first + STEP);
+        for column in 0..count {
+            let row = &rows[column * stride..][first..end];
+            for (x, to) in row.iter().zip(to.chunks_exact_mut(width)) {
+                to[column] = *x;
+            }
         }
     }
 }
@@ -340,12 +359,17 @@ fn tile<S: Simd, const R: usize, const V: usize>(
     panel: &[[S::f32s; V]],
 ) -> [[S::f32s; V]; R] {
     const UNROLL: usize = 4;
+    /// Turns of the loop between asking for weights and using them: 32 inner indices, some 400
+    /// cycles with eight rows, which is about as long as memory takes.
+    const AHEAD: usize = 8;
     let rows: [(&[[f32; UNROLL]], &[f32]); R] =
         std::array::from_fn(|r| x[r * stride..r * stride + inner].as_chunks());
     let (body, tail) = panel[..inner].as_chunks::<UNROLL>();
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     for (i, weights) in body.iter().enumerate() {
         let x: [&[f32; UNROLL]; R] = std::array::from_fn(|r| &rows[r].0[i]);
+        // Behind the last weights of a panel lies the next one.
+        prefetch(panel.as_ptr().wrapping_add((i + AHEAD) * UNROLL).cast(), size_of_val(weights));
         for (step, weights) in weights.iter().enumerate() {
             for (sums, x) in sums.iter_mut().zip(&x) {
                 add_product(simd, sums, x[step], weights);
@@ -405,7 +429,7 @@ mod tests {
         for arch in arches() {
             for (m, k, n) in [(1, 1, 1), (3, 5, 7), (13, 64, 33), (49, 20, 100), (200, 48, 31)] {
                 let (x, weights, bias) = (numbers(m * k, 1), numbers(n * k, 2), numbers(n, 3));
-                let matrix = Matrix::for_arch(arch, &weights, Some(&bias), k);
+                let matrix = Matrix::for_arch(arch, &weights, Some(&bias), k).unwrap();
                 let out = matmul(&x, &matrix, Activation::None);
                 let expected = exact(&x, &weights, &bias, k);
                 assert_eq!(out.len(), expected.len());
@@ -421,7 +445,7 @@ mod tests {
         let (k, n) = (96, 70);
         let (x, weights) = (numbers(150 * k, 1), numbers(n * k, 2));
         for arch in arches() {
-            let matrix = Matrix::for_arch(arch, &weights, None, k);
+            let matrix = Matrix::for_arch(arch, &weights, None, k).unwrap();
             let together = matmul(&x, &matrix, Activation::Gelu);
             for (x, row) in x.chunks_exact(k).zip(together.chunks_exact(n)) {
                 assert_eq!(matmul(x, &matrix, Activation::Gelu), row);
@@ -434,7 +458,7 @@ mod tests {
         let (k, n, bounds) = (24, 5000, [0, 1, 14, 40]);
         let (x, weights, bias) = (numbers(40 * k, 4), numbers(n * k, 5), numbers(n, 6));
         for arch in arches() {
-            let matrix = Matrix::for_arch(arch, &weights, Some(&bias), k);
+            let matrix = Matrix::for_arch(arch, &weights, Some(&bias), k).unwrap();
             let all = matmul(&x, &matrix, Activation::None);
             let largest = matmul_row_max(&x, &matrix, &bounds);
             for (group, largest) in largest.chunks_exact(n).enumerate() {
@@ -449,7 +473,7 @@ mod tests {
 
     #[test]
     fn no_rows_give_no_rows() {
-        let matrix = Matrix::new(&[1.0, 2.0], None, 1);
+        let matrix = Matrix::new(&[1.0, 2.0], None, 1).unwrap();
         assert_eq!(matmul(&[], &matrix, Activation::None), Vec::<f32>::new());
         assert_eq!(matmul_row_max(&[], &matrix, &[0]), Vec::<f32>::new());
     }

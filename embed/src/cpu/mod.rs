@@ -15,6 +15,7 @@ mod dot;
 mod gemm;
 mod int8;
 mod math;
+mod prefetch;
 mod rotary;
 mod share;
 

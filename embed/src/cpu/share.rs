@@ -4,9 +4,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// Rows of one task. At the widths of BERT its inputs stay in a core's second-level cache while
-/// all panels of weights pass by.
-pub(super) const BLOCK_ROWS: usize = 96;
+/// Rows of one task at most. At the widths of BERT its inputs stay in a core's second-level cache
+/// while all panels of weights pass by, and there are enough to make up for reading those.
+pub(super) const BLOCK_ROWS: usize = 144;
+
+/// With so many rows and fewer the threads share the columns: each reads a part of the weights.
+const FEW_ROWS: usize = 48;
 
 /// The columns of a product: panels of weights, the last of which may be partly used.
 #[derive(Debug, Clone, Copy)]
@@ -34,9 +37,10 @@ pub(super) fn product(
         return out;
     }
     let threads = rayon::current_num_threads();
-    if rows > BLOCK_ROWS / 2 || threads == 1 {
-        // Whole output rows per task.
-        let block = BLOCK_ROWS.min(rows.div_ceil(threads).next_multiple_of(8));
+    if rows > FEW_ROWS || threads == 1 {
+        // Whole output rows per task, and as many for each, in tiles of eight rows.
+        let tasks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(threads);
+        let block = rows.div_ceil(tasks).next_multiple_of(8);
         out.par_chunks_mut(block * outputs).enumerate().for_each(|(index, out)| {
             let first = index * block;
             product(first..first + out.len() / outputs, 0..columns.panels(), out);
