@@ -1,6 +1,7 @@
 //! The words of the engine's public interface: what is asked and what comes back.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -282,6 +283,8 @@ pub struct ModelInfo {
     pub bytes: usize,
     /// Tokens run since it was loaded.
     pub tokens: u64,
+    /// How long batches of it ran since it was loaded.
+    pub run_time: Duration,
     /// Questions answered without a run since it was loaded.
     pub cache_hits: u64,
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
@@ -20,6 +21,8 @@ pub(crate) struct Model {
     encoder: Encoder,
     head: Head,
     tokens: AtomicU64,
+    /// Nanoseconds in which batches of it ran.
+    run_time: AtomicU64,
     /// What questions were answered lately.
     answers: Mutex<Answers>,
 }
@@ -46,8 +49,8 @@ impl Model {
         let encoder = Encoder::load(&mut weights, &folder.encoder, &place)?;
         let head = Head::load(folder, &mut weights, &encoder, tokenizer.specials())?;
         let answers = Mutex::new(Answers::new(options.cache_bytes));
-        let tokens = AtomicU64::new(0);
-        Ok(Self { spec, device, tokenizer, encoder, head, tokens, answers })
+        let (tokens, run_time) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { spec, device, tokenizer, encoder, head, tokens, run_time, answers })
     }
 
     pub(crate) fn spec(&self) -> &ModelSpec {
@@ -66,6 +69,7 @@ impl Model {
             precision: self.encoder.place().precision,
             bytes,
             tokens: self.tokens.load(Ordering::Relaxed),
+            run_time: Duration::from_nanos(self.run_time.load(Ordering::Relaxed)),
             cache_hits: self.answers().hits(),
         }
     }
@@ -111,6 +115,7 @@ impl Model {
     /// Texts are independent, so each thread takes its own share through all layers and meets
     /// the others only at the end; a single text is shared inside the layers instead.
     pub(crate) fn run(&self, items: &[Item<'_>]) -> Result<Vec<Encoded>, Error> {
+        let began = Instant::now();
         let total: usize = items.iter().map(|item| item.sequence.ids.len()).sum();
         self.tokens.fetch_add(total as u64, Ordering::Relaxed);
         let threads = if self.device == Device::Cpu { rayon::current_num_threads() } else { 1 };
@@ -128,6 +133,8 @@ impl Model {
                 results[index] = encoded;
             }
         }
+        let nanos = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.run_time.fetch_add(nanos, Ordering::Relaxed);
         Ok(results)
     }
 

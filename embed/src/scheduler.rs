@@ -80,20 +80,34 @@ impl Scheduler {
     /// [`Error::Inference`] if the system gives no threads.
     pub(crate) fn start(options: &Options) -> Result<Self, Error> {
         let failed = |error: String| Error::Inference(format!("cannot start threads: {error}"));
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .thread_name(|index| format!("embed-{index}"))
-            .build()
-            .map_err(|error| failed(error.to_string()))?;
         let (queue, calls) = bounded(MAX_CALLS);
         let waiting = Arc::<Waiting>::default();
         let shared = Arc::clone(&waiting);
-        let batch_tokens = options.max_batch_tokens;
-        let worker = Worker { pool, batch_tokens, halvings: Cell::new(0), waiting: shared };
+        let (threads, batch_tokens) = (options.threads, options.max_batch_tokens);
+        let (tell, started) = bounded(1);
+        let work = move || {
+            // This thread is one of its own pool: a batch wakes nobody before there is work to share.
+            let pool = ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .use_current_thread()
+                .thread_name(|index| format!("embed-{index}"))
+                .build();
+            let (pool, outcome) = match pool {
+                Ok(pool) => (Some(pool), Ok(())),
+                Err(error) => (None, Err(error.to_string())),
+            };
+            // Whoever started it waits for this.
+            let _ = tell.send(outcome);
+            if let Some(pool) = pool {
+                Worker { pool, batch_tokens, halvings: Cell::new(0), waiting: shared }.work(&calls);
+            }
+        };
         std::thread::Builder::new()
-            .name("embed-scheduler".to_owned())
-            .spawn(move || worker.work(&calls))
+            .name("embed-0".to_owned())
+            .spawn(work)
             .map_err(|error| failed(error.to_string()))?;
+        let outcome = started.recv().unwrap_or_else(|error| Err(error.to_string()));
+        outcome.map_err(failed)?;
         let limit_bytes = options.queue_bytes;
         Ok(Self { queue, queued_bytes: Arc::default(), limit_bytes, waiting })
     }

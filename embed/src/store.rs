@@ -85,6 +85,11 @@ impl ModelStore {
         Ok(self.inner.folder(name)?.spec)
     }
 
+    /// What a model can do that was used before under this name, without a look at its files.
+    pub fn known(&self, name: &str) -> Option<ModelSpec> {
+        lock(&self.inner.slots).get(name).map(|slot| slot.folder.spec.clone())
+    }
+
     /// Embeds texts. The model is loaded on first use; texts of concurrent calls share batches.
     /// Must be called within a tokio runtime. Dropping the future drops the work that has not
     /// begun.
@@ -271,7 +276,8 @@ impl ModelStore {
         }
     }
 
-    /// What `embed` and `rerank` share: admit, load, tokenize off the async threads, queue, wait.
+    /// What `embed` and `rerank` share: admit, load, tokenize, queue, wait. Off the async threads,
+    /// unless it is a question to a model in memory: that is tokenized sooner than a thread wakes.
     async fn run(
         &self,
         name: String,
@@ -281,7 +287,10 @@ impl ModelStore {
         check: impl Fn(&ModelSpec) -> Result<(), Error> + Send + 'static,
         prepare: impl Fn(&Slot, &Model) -> Result<Vec<Sequence>, Error> + Send + 'static,
     ) -> Result<Ran, Error> {
+        /// Longer texts are tokenized elsewhere.
+        const QUESTION_BYTES: usize = 1024;
         let permit = self.inner.scheduler()?.reserve(bytes)?;
+        let at_once = bytes <= QUESTION_BYTES && self.inner.is_loaded(&name);
         let inner = Arc::clone(&self.inner);
         let started = move || -> Result<Started, Error> {
             let slot = inner.slot(&name)?;
@@ -290,9 +299,13 @@ impl ModelStore {
             let sequences = prepare(&slot, &model)?;
             inner.submit(&slot, model, mode, outputs, sequences, permit)
         };
-        let started = tokio::task::spawn_blocking(started)
-            .await
-            .map_err(|error| Error::Inference(format!("preparing the texts failed: {error}")))??;
+        let started = if at_once {
+            started()?
+        } else {
+            tokio::task::spawn_blocking(started).await.map_err(|error| {
+                Error::Inference(format!("preparing the texts failed: {error}"))
+            })??
+        };
         let encoded = started.reply.await.map_err(|_| Error::Closed)??;
         Ok(Ran { spec: started.spec, tokens: started.tokens, encoded })
     }
@@ -335,6 +348,12 @@ impl Inner {
             self.scheduler()?.submit(model, mode, outputs, sequences, permit)?
         };
         Ok(Started { spec: slot.folder.spec.clone(), tokens, reply })
+    }
+
+    /// Whether nobody need wait for the model; none that was loaded is given up.
+    fn is_loaded(&self, name: &str) -> bool {
+        let slot = lock(&self.slots).get(name).cloned();
+        slot.is_some_and(|slot| slot.model.try_lock().is_ok_and(|model| model.is_some()))
     }
 
     /// The slot of a name, made on first use; two names of one folder share it.

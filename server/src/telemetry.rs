@@ -103,6 +103,7 @@ pub struct Metrics {
     log_bytes: Gauge<u64, AtomicU64>,
     writable: Gauge,
     model_tokens: Family<ModelName, Gauge<u64, AtomicU64>>,
+    model_run_seconds: Family<ModelName, Gauge<f64, AtomicU64>>,
     model_bytes: Family<ModelName, Gauge<u64, AtomicU64>>,
     model_cache_hits: Family<ModelName, Gauge<u64, AtomicU64>>,
     embed_queue_bytes: Gauge,
@@ -142,6 +143,7 @@ impl Metrics {
         let log_bytes = Gauge::default();
         let writable = Gauge::default();
         let model_tokens = Family::default();
+        let model_run_seconds = Family::default();
         let model_bytes = Family::default();
         let model_cache_hits = Family::default();
         let embed_queue_bytes = Gauge::default();
@@ -194,6 +196,11 @@ impl Metrics {
             "Tokens a model has run since it was loaded",
             model_tokens.clone(),
         );
+        registry.register(
+            "model_run_seconds",
+            "Seconds in which batches of a model ran since it was loaded",
+            model_run_seconds.clone(),
+        );
         registry.register("model_bytes", "Bytes of a model's weights", model_bytes.clone());
         registry.register(
             "model_cache_hits",
@@ -239,6 +246,7 @@ impl Metrics {
             log_bytes,
             writable,
             model_tokens,
+            model_run_seconds,
             model_bytes,
             model_cache_hits,
             embed_queue_bytes,
@@ -271,6 +279,8 @@ impl Metrics {
         for model in node.models.loaded() {
             let label = ModelName { model: model.spec.name };
             self.model_tokens.get_or_create(&label).set(model.tokens);
+            let seconds = model.run_time.as_secs_f64();
+            self.model_run_seconds.get_or_create(&label).set(seconds);
             self.model_bytes.get_or_create(&label).set(model.bytes as u64);
             self.model_cache_hits.get_or_create(&label).set(model.cache_hits);
         }

@@ -4,6 +4,7 @@
 //! `/embed_sparse` and `/rerank` are those of text-embeddings-inference; `/v1/rerank` is Jina's and
 //! vLLM's. They share the port, the limits, the queue and the batches of the gRPC service.
 
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -160,13 +161,20 @@ where
             },
             None => Refused { status: rejection.status(), message: rejection.body_text() },
         })?;
-        let request = in_background(move || serde_json::from_slice(&body))
-            .await?
+        let request = if body.len() <= SHORT_BYTES {
+            serde_json::from_slice(&body)
+        } else {
+            in_background(move || serde_json::from_slice(&body)).await?
+        };
+        let request = request
             .map_err(|error| Refused::invalid(format!("the body is not understood: {error}")))?;
         let answer = work(node.clone(), request).await?;
-        in_background(move || serde_json::to_vec(&answer))
-            .await?
-            .map_err(|error| Refused::internal(error.to_string()))
+        match short_json(&answer) {
+            Some(body) => Ok(body),
+            None => in_background(move || serde_json::to_vec(&answer))
+                .await?
+                .map_err(|error| Refused::internal(error.to_string())),
+        }
     };
     let outcome = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!(path, "a request handler panicked");
@@ -188,6 +196,29 @@ where
     let code = if status == StatusCode::OK { 0 } else { i32::from(status.as_u16()) };
     node.metrics.rpc_ended(path, code, seconds);
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// JSON that is read and written sooner than a thread wakes to do it: a question, its vector.
+const SHORT_BYTES: usize = 32 << 10;
+
+/// The answer, unless it is longer than [`SHORT_BYTES`].
+fn short_json(answer: &impl Serialize) -> Option<Vec<u8>> {
+    struct Short(Vec<u8>);
+    impl io::Write for Short {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0.len() + bytes.len() > SHORT_BYTES {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            self.0.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut short = Short(Vec::new());
+    serde_json::to_writer(&mut short, answer).ok()?;
+    Some(short.0)
 }
 
 /// Does what takes longer than the threads of the network have: megabytes of JSON, files.
@@ -242,6 +273,9 @@ async fn model(
     what: &str,
     can: impl Fn(&ModelSpec) -> bool,
 ) -> Result<ModelSpec, Refused> {
+    if let Some(spec) = asked.as_ref().and_then(|name| node.models.known(name)) {
+        return Ok(spec);
+    }
     let models = node.models.clone();
     let find = move || match asked {
         Some(name) => Ok((vec![models.resolve(&name)?], true)),
