@@ -42,7 +42,7 @@ check-cuda:
 
 # Random weights of BGE-M3's size, into docs/benchmarks: half an hour, and 4 GB below target/bench-embed.
 bench-embed:
-	cargo build --release --workspace --example compare
+	cargo build --release --workspace --bin elanus --example compare
 	$(PYTHON) embed/benches/compare.py $(BENCH)
 
 # What is measured, and how: bench/__main__.py. BENCH has its options.

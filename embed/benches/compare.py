@@ -17,13 +17,16 @@ to see that it works, and prints.
 """
 
 import argparse
+import http.client
 import json
 import os
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,9 @@ from tokenizers import Tokenizer
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from demo.node import Node  # noqa: E402
+
 GOLDEN = ROOT / "tests/data/embedding-golden/tiny-bge-m3"
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -44,6 +50,7 @@ parser.add_argument("--layers", type=int, default=24)
 parser.add_argument("--hidden", type=int, default=1024)
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--texts", type=int, default=64, help="texts of mixed lengths")
+parser.add_argument("--questions", type=int, default=400, help="questions to a node")
 arguments = parser.parse_args()
 hidden, layers, heads = arguments.hidden, arguments.layers, max(arguments.hidden // 64, 1)
 name = f"xlmr-{layers}x{hidden}"
@@ -302,7 +309,40 @@ while len(rounds) < arguments.rounds:
     rounds.append(results)
     kept.write_text(json.dumps([first_start, rounds]))
     print(f"round {len(rounds)} after {time.monotonic() - began:.0f} s", file=sys.stderr)
+seen, beside = questions()
 long = {precision: ours(precision, LONG, False) for precision in ("f32", "int8")}
+
+
+def questions():
+    """Questions of 16 tokens to a node, one at a time: seconds as a client sees them, and what of each was not
+    the forward pass."""
+    with tempfile.TemporaryDirectory() as folder, Node(Path(folder) / "data", arguments.dir) as node:
+        endpoint = json.loads((node.data_dir / "endpoint.json").read_text())
+        metrics = f"http://{endpoint['ops']}/metrics"
+        connection = http.client.HTTPConnection(endpoint["grpc"])
+
+        def run_seconds():
+            page = urllib.request.urlopen(metrics).read().decode()
+            return float(re.search(r"^elanus_model_run_seconds\S* (\S+)$", page, re.MULTILINE)[1])
+
+        def ask(seed):
+            body = json.dumps({"model": name, "input": text(16, seed), "input_type": "query"})
+            start = time.perf_counter()
+            connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                sys.exit(f"the node answers {answer.status} to a question")
+            return time.perf_counter() - start
+
+        for seed in range(20):
+            ask(5000 + seed)
+        seen, beside, run = [], [], run_seconds()
+        for seed in range(arguments.questions):
+            seen.append(ask(6000 + seed))
+            run, before = run_seconds(), run
+            beside.append(seen[-1] - (run - before))
+    return seen, beside
 
 
 def rate(engine, case):
@@ -315,6 +355,11 @@ def times_as_quick(engine, peer, case):
 
 def cost_of_sparse(engine, case):
     return statistics.median(r[engine][case + AND_SPARSE]["cpu"] / r[engine][case]["cpu"] for r in rounds)
+
+
+def milliseconds(values):
+    ordered = sorted(values)
+    return [f"{ordered[int(len(ordered) * share)] * 1000:.2f}" for share in (0.5, 0.99)]
 
 
 def row(title, values):
@@ -351,6 +396,16 @@ lines = [
         row(f"dense and sparse take × the time of dense, {p}", [f"{cost_of_sparse(f'elanus {p}', case):.3f}" for case in CASES])
         for p in ("f32", "int8")
     ),
+    "",
+    "## A question to a node",
+    "",
+    f"{len(seen)} questions of 16 tokens over HTTP, one at a time, in milliseconds by the clock; the forward pass is what "
+    "the node's own metric `elanus_model_run_seconds` says of each.",
+    "",
+    row("", ["p50", "p99"]),
+    row("---", ["---"] * 2),
+    row("as the client sees it", milliseconds(seen)),
+    row("of it not the forward pass", milliseconds(beside)),
     "",
     "## One process",
     "",
