@@ -58,7 +58,7 @@ pub use engine::{Durability, Engine, Health, LogCounters, Options};
 pub use error::Error;
 pub use huge_pages::in_huge_pages;
 pub use keys::{Key, KeyRef, Keys};
-pub use pools::Pools;
+pub use pools::{Pools, share_out};
 pub use refill::{RefillProgress, Unfilled};
 pub use schema::Schema;
 pub use search::{AnnQuery, Found, Scope, Selection};

@@ -12,12 +12,12 @@ use arrow_array::{Array, ArrayRef};
 use elanus_index::{
     Cancel, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, VectorIndex,
 };
-use rayon::prelude::*;
 
 use crate::Error;
 use crate::catalog::TermsDef;
 use crate::filter::{Columns, Predicate, Terms};
 use crate::keys::{Key, KeyColumn, Keys};
+use crate::pools::share_out;
 use crate::schema::{DataType, Field};
 use crate::segment::Segment;
 use crate::segment::index::{sparse_rows, vectors};
@@ -97,29 +97,28 @@ impl ReadView {
         let filter = scope.filter.filter(|filter| !filter.is_always_true());
         let keys = filter.and_then(Predicate::key_set);
         let range = filter.map(Predicate::key_range);
-        let segments = self
-            .segments()?
-            .par_iter()
-            .map(|segment| {
-                cancel.check()?;
-                let wanted = scope.partitions.is_none_or(|ids| ids.contains(&segment.partition));
-                if !wanted || (scope.ignore_growing && segment.is_growing()) {
-                    return Ok(None);
+        let segments = self.segments()?;
+        let masks = |at: usize| {
+            let segment = &segments[at];
+            cancel.check()?;
+            let wanted = scope.partitions.is_none_or(|ids| ids.contains(&segment.partition));
+            if !wanted || (scope.ignore_growing && segment.is_growing()) {
+                return Ok(None);
+            }
+            if range.as_ref().is_some_and(|range| !may_reach(segment, range)) {
+                return Ok(None);
+            }
+            let masks = match (&keys, filter) {
+                (Some(keys), _) if !may_hold(segment, keys) => return Ok(None),
+                (Some(keys), _) if lookup_is_cheaper(segment, keys) => {
+                    vec![self.mask_of_keys(segment, keys)?]
                 }
-                if range.as_ref().is_some_and(|range| !may_reach(segment, range)) {
-                    return Ok(None);
-                }
-                let masks = match (&keys, filter) {
-                    (Some(keys), _) if !may_hold(segment, keys) => return Ok(None),
-                    (Some(keys), _) if lookup_is_cheaper(segment, keys) => {
-                        vec![self.mask_of_keys(segment, keys)?]
-                    }
-                    (_, None) => self.visible_by_chunk(segment)?,
-                    (_, Some(filter)) => self.mask_of_filter(segment, filter, cancel)?,
-                };
-                Ok(masks.iter().any(|mask| !mask.is_none()).then_some(masks))
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
+                (_, None) => self.visible_by_chunk(segment)?,
+                (_, Some(filter)) => self.mask_of_filter(segment, filter, cancel)?,
+            };
+            Ok::<_, Error>(masks.iter().any(|mask| !mask.is_none()).then_some(masks))
+        };
+        let segments = share_out(segments.len(), masks)?;
         let rows = segments.iter().flatten().flatten().map(RowMask::count).sum();
         Ok(Selection { segments, rows })
     }
@@ -174,10 +173,11 @@ impl ReadView {
         let mut found = Vec::with_capacity(ann.queries.len());
         for queries in ann.queries.chunks(block) {
             let ann = AnnQuery { queries, params, ..*ann };
-            let hits = pieces
-                .par_iter()
-                .map(|piece| piece.search(&segments[piece.segment as usize], field, &ann, cancel))
-                .collect::<Result<Vec<_>, Error>>()?;
+            let search = |at: usize| {
+                let piece: &Piece<'_> = &pieces[at];
+                piece.search(&segments[piece.segment as usize], field, &ann, cancel)
+            };
+            let hits = share_out(pieces.len(), search)?;
             let mut block_found = vec![Vec::new(); queries.len()];
             for (piece, lists) in pieces.iter().zip(hits) {
                 for (found, hits) in block_found.iter_mut().zip(lists) {
@@ -340,8 +340,8 @@ impl Piece<'_> {
         }
         if let Some(index) = &self.index {
             let search =
-                |query: &Query<'_>| Ok(index.search(query, &ann.params, &allowed, cancel)?);
-            return ann.queries.par_iter().map(search).collect();
+                |at: usize| Ok(index.search(&ann.queries[at], &ann.params, &allowed, cancel)?);
+            return share_out(ann.queries.len(), search);
         }
         let index = scan(field, &column, ann.metric)?;
         if segment.is_sorted_by_key() {

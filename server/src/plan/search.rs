@@ -8,8 +8,9 @@ use elanus_index::{Bounds, Cancel, Metric, SearchParams};
 use elanus_proto::milvus::SearchRequest;
 use elanus_proto::milvus::search_request::SearchInput;
 use elanus_storage::schema::{Field, Schema};
-use elanus_storage::{AnnQuery, CollectionInfo, Found, Keys, ReadView, RowAddr, Scope, Selection};
-use rayon::prelude::*;
+use elanus_storage::{
+    AnnQuery, CollectionInfo, Found, Keys, ReadView, RowAddr, Scope, Selection, share_out,
+};
 
 use super::Params;
 use super::filter::Filter;
@@ -449,11 +450,9 @@ pub fn run(
             "number of result entries is too large: {entries} hits (queries x limit, of all searches) are more than {MAX_ENTRIES}; ask for fewer, or in several requests"
         )));
     }
-    legs.par_iter()
-        .zip(rows)
-        .enumerate()
-        .map(|(at, (leg, rows))| run_one(view, leg, rows, leg.params, selections.of(at), cancel))
-        .collect()
+    share_out(legs.len(), |at| {
+        run_one(view, &legs[at], &rows[at], legs[at].params, selections.of(at), cancel)
+    })
 }
 
 /// Runs one leg with the given parameters.
@@ -491,7 +490,8 @@ pub fn run_all_grouped(
     grouping: &Grouping,
     cancel: &Cancel,
 ) -> Result<Vec<Vec<Vec<Found>>>, Failure> {
-    let run = |(at, (leg, rows)): (usize, (&Leg, &QueryRows))| {
+    share_out(legs.len(), |at| {
+        let (leg, rows) = (&legs[at], &rows[at]);
         let page = Page { offset: 0, limit: leg.params.k, round_decimal: -1 };
         let hits = run_grouped(view, leg, rows, selections.of(at), grouping, page, cancel)?;
         let best_first = |hits: Vec<(RowAddr, f32)>| {
@@ -501,8 +501,7 @@ pub fn run_all_grouped(
             hits
         };
         Ok(hits.into_iter().map(best_first).collect())
-    };
-    legs.par_iter().zip(rows).enumerate().map(run).collect()
+    })
 }
 
 /// How much further a grouping search looks when its groups are not full yet.
