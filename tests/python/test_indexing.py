@@ -176,6 +176,7 @@ FILTERS = [
     'color == "c7"',
     'color in ["c1", "c2"] and n > 150',
     "n != 3",
+    "n > 100 and n < 110 and n != 105",
     "n < 20 or price >= 90.5",
     "flag and n == 6",
     'color like "c1%"',
@@ -321,3 +322,21 @@ def test_an_index_that_the_field_does_not_take_is_refused(client, name, spec, wh
     create(client, name, schema(*fields), load=False)
     with refused(1100, why):
         client.create_index(name, indexes(spec))
+
+
+def test_an_index_is_named_by_its_path_only_where_it_has_one(client, name):
+    fields = (KEY, ("n", DataType.INT32), ("doc", DataType.JSON), vector())
+    create(client, name, schema(*fields, dynamic=True), load=False)
+    cast = {"json_cast_type": "VARCHAR"}
+    for field, params in [
+        ("n", {"json_path": 'doc["n"]'}),
+        ("key", cast),
+        ("doc", {"json_path": 'doc["s"]', **cast}),
+    ]:
+        spec = {"field_name": field, "index_type": "INVERTED", "params": params}
+        client.create_index(name, indexes(spec), sync=False)
+    assert sorted(client.list_indexes(name)) == ['doc["s"]', "key", "n"]
+    # A cast is a parameter, not a word in another one.
+    with refused(1100, "non-exist field: other"):
+        spec = {"field_name": "other", "params": {"note": "json_cast_type"}}
+        client.create_index(name, indexes({"index_type": "INVERTED", **spec}))

@@ -126,7 +126,14 @@ impl IndexSpec {
     /// Code 1100 for an index type or metric that the field does not take, or for `params` that
     /// are no JSON object.
     pub fn parse(params: &[(String, String)], field: &Field) -> Result<Self, Failure> {
-        let mut build = flatten(params)?;
+        Self::of_flat(flatten(params)?, field)
+    }
+
+    /// As [`Self::parse`], of parameters that are [flat](flatten).
+    ///
+    /// # Errors
+    /// Code 1100 for an index type or metric that the field does not take.
+    pub fn of_flat(mut build: BTreeMap<String, String>, field: &Field) -> Result<Self, Failure> {
         let family = family(&field.data_type);
         let index_type = match build.remove("index_type").filter(|text| !text.is_empty()) {
             None => AUTO.to_owned(),
@@ -336,7 +343,10 @@ fn known(names: &[&str], text: &str) -> Option<String> {
 }
 
 /// All parameters by name: flat ones, and those inside the JSON text under `params`, which win.
-fn flatten(params: &[(String, String)]) -> Result<BTreeMap<String, String>, Failure> {
+///
+/// # Errors
+/// Code 1100 for `params` that are no JSON object.
+pub fn flatten(params: &[(String, String)]) -> Result<BTreeMap<String, String>, Failure> {
     let mut flat: BTreeMap<String, String> =
         params.iter().filter(|(key, _)| key != "params").cloned().collect();
     let Some(text) = lookup(params, "params").filter(|text| !text.is_empty()) else {

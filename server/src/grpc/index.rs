@@ -6,7 +6,7 @@ use elanus_proto::common::{IndexState, Status};
 use elanus_proto::milvus::*;
 use elanus_storage::{CollectionInfo, IndexDef, IndexProgress, NewIndex};
 
-use crate::convert::index::IndexSpec;
+use crate::convert::index::{IndexSpec, flatten};
 use crate::convert::{key_values, names, pairs, parse_bool};
 use crate::node::{Context, Node};
 use crate::status::{Failure, success};
@@ -22,22 +22,22 @@ impl Node {
     ) -> Result<Status, Failure> {
         let info = self.describe(ctx, &request.collection_name)?;
         let asked = &request.field_name;
-        let params = pairs(request.extra_params);
+        let params = flatten(&pairs(request.extra_params))?;
         // What is no field may be a dynamic key: a path into the hidden field, of some type.
-        let typed = params.iter().any(|(key, value)| {
-            key == "json_cast_type" || (key == "params" && value.contains("json_cast_type"))
-        });
+        let typed = params.contains_key("json_cast_type");
         let dynamic = info.schema.dynamic().filter(|_| typed);
         let field = info.schema.field(asked).or(dynamic).ok_or_else(|| {
             Failure::invalid(format!("cannot create index on non-exist field: {asked}"))
         })?;
         let field_name = &field.name;
-        let mut spec = IndexSpec::parse(&params, field)?;
+        let mut spec = IndexSpec::of_flat(params, field)?;
         if asked != field_name {
             spec.build.entry("json_path".to_owned()).or_insert_with(|| asked.clone());
         }
         let terms = spec.terms(field, &info.schema)?;
-        let name = match (request.index_name.as_str(), spec.build.get("json_path")) {
+        let of_path = terms.as_ref().is_some_and(|terms| terms.path.is_some());
+        let path = spec.build.get("json_path").filter(|_| of_path);
+        let name = match (request.index_name.as_str(), path) {
             ("", Some(path)) => path,
             ("", None) => asked,
             _ => &request.index_name,
@@ -195,8 +195,10 @@ impl Node {
             &request.index_name,
             &request.field_name,
         )?;
+        // Of several, the one that is least far.
+        let least = found.iter().min_by_key(|index| index.indexed_rows);
         let (indexed_rows, total_rows) =
-            found.first().map_or((0, 0), |index| (index.indexed_rows, index.total_rows));
+            least.map_or((0, 0), |index| (index.indexed_rows, index.total_rows));
         Ok(GetIndexBuildProgressResponse { status: None, indexed_rows, total_rows })
     }
 
