@@ -143,8 +143,10 @@ async fn deleted_rows_leave_the_disk() {
     let full = bytes(dir.path());
     collection.delete(None, Keys::Int((0..19_000).collect())).await.unwrap();
     compact(&engine, &collection).await;
+    // Files go when the last thread lets go of them, which may be after the answer: here, at less than
+    // a fifteenth of the bytes for a twentieth of the rows.
+    eventually(|| bytes(dir.path()) < full / 15).await;
     let left = bytes(dir.path());
-    assert!(left < full / 15, "{left} of {full} bytes are left for a twentieth of the rows");
     assert_eq!(content(&collection).len(), 1_000);
 
     // The same size as if the others had never been there.
@@ -156,7 +158,7 @@ async fn deleted_rows_leave_the_disk() {
 
     collection.delete(None, Keys::Int((19_000..20_000).collect())).await.unwrap();
     compact(&engine, &collection).await;
-    assert_eq!((sealed(&collection), data_files(dir.path())), (0, 0));
+    eventually(|| (sealed(&collection), data_files(dir.path())) == (0, 0)).await;
     // What is dropped leaves nothing behind.
     insert(&collection, (0..100).map(|i| (i, i))).await;
     engine.flush(collection.id()).await.unwrap();
