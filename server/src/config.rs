@@ -46,6 +46,8 @@ pub struct Config {
     pub model_dirs: Vec<PathBuf>,
     /// When a write is acknowledged.
     pub durability: Durability,
+    /// Seconds for which deleted and replaced rows can be seen by iterators that began before.
+    pub retention_seconds: u32,
     /// Bytes of memory the node may use; 0 means what its cgroup or the machine has.
     pub memory_limit_bytes: usize,
     /// Bytes of the disk kept back for what frees space; 0 means 256 MiB, or a twentieth of a
@@ -351,6 +353,7 @@ impl Config {
                 Durability::Sync => elanus_storage::Durability::Sync,
                 Durability::Async => elanus_storage::Durability::Async,
             },
+            retention_ms: u64::from(self.retention_seconds) * 1_000,
             memory_limit_bytes: self.memory_limit_bytes,
             disk_reserve_bytes: self.disk_reserve_bytes,
             search_threads: threads_or(self.search_threads, cores()),
@@ -379,6 +382,7 @@ impl Config {
             }
         }
         let positive = [
+            ("retention_seconds", self.retention_seconds as usize),
             ("grpc.max_receive_bytes", self.grpc.max_receive_bytes),
             ("grpc.max_send_bytes", self.grpc.max_send_bytes),
             ("grpc.max_connections", self.grpc.max_connections),
@@ -643,6 +647,8 @@ mod tests {
         assert_eq!(config.data_dir, PathBuf::from("./elanus-data"));
         assert_eq!(config.model_dirs(), [PathBuf::from("./elanus-data/models")]);
         assert_eq!(config.durability, Durability::Sync);
+        let storage = elanus_storage::Options::default();
+        assert_eq!(config.engine_options().retention_ms, storage.retention_ms);
         assert_eq!(config.auth, Auth::LoopbackOnly);
         assert_eq!(load(Some(DEFAULTS), &[], &[]).unwrap(), config);
     }
@@ -718,6 +724,8 @@ mod tests {
         assert!(text.contains("`durability`") && text.contains("maybe"), "{text}");
         let text = load(Some("listen = 3\n"), &[], &[]).unwrap_err().to_string();
         assert!(text.contains("expected a value of type string"), "{text}");
+        let text = load(Some("retention_seconds = 0\n"), &[], &[]).unwrap_err().to_string();
+        assert!(text.contains("`retention_seconds`") && text.contains("above 0"), "{text}");
         let text = load(Some("[limits]\ntop_k = -3\n"), &[], &[]).unwrap_err().to_string();
         assert!(text.contains("`limits.top_k`"), "{text}");
     }

@@ -61,8 +61,7 @@ pub(crate) fn truncate(core: &Arc<Core>, collection: &Collection) -> Result<(), 
         let edit = Edit { remove: removed.clone(), log_floor: Some(frozen.cut), ..Edit::default() };
         manifests.commit(edit, core.clock.now())?;
         let growing = frozen.growing.iter().map(|segment| segment.id).collect();
-        let horizon = core.horizon();
-        install(core, collection, Installed { growing, removed, horizon, ..Installed::default() })?;
+        install(core, collection, Installed { growing, removed, ..Installed::default() })?;
         remove_files(core, collection, &old);
         if !frozen.left_over {
             break;
@@ -169,7 +168,6 @@ fn seal_frozen(
     let mut installed = Installed {
         growing: frozen.growing.iter().map(|segment| segment.id).collect(),
         persisted: frozen.deleted.iter().map(|(id, mask)| (*id, mask.len())).collect(),
-        horizon: core.horizon(),
         ..Installed::default()
     };
     for (entry, (from, rows, deletes)) in edit.add.iter().zip(sealed) {
@@ -217,8 +215,12 @@ impl Sealing<'_> {
     ) -> Result<(Edit, Vec<Successor>), Error> {
         let outdated = compact::outdated(self.core, self.collection);
         let schema = Arc::clone(&self.collection.info().schema);
-        let mut edit =
-            Edit { log_floor: Some(frozen.cut), schema_version: schema.version, ..Edit::default() };
+        let mut edit = Edit {
+            log_floor: Some(frozen.cut),
+            schema_version: schema.version,
+            forgotten: outdated.dead_before,
+            ..Edit::default()
+        };
         let mut sealed = Vec::new();
         for growing in &frozen.growing {
             let bytes = usize::try_from(growing.bytes()).unwrap_or(usize::MAX);

@@ -102,6 +102,8 @@ pub struct Collection {
     dir: Arc<Published>,
     /// Whoever changes the manifest holds this for the whole job. `None` if it is damaged.
     manifests: Mutex<Option<Manifests>>,
+    /// No view goes back further: whoever had the directory open before kept no more.
+    forgotten: Ts,
     /// When a background checkpoint failed last, in milliseconds.
     failed_at: AtomicU64,
     upkeep: Upkeep,
@@ -129,6 +131,7 @@ impl Collection {
             earlier: Mutex::default(),
             version: Newest::new(version),
             dir,
+            forgotten: manifests.as_ref().map_or(Ts::ZERO, |m| m.current().forgotten),
             manifests: Mutex::new(manifests),
             failed_at: AtomicU64::new(0),
             upkeep: Upkeep::default(),
@@ -267,17 +270,43 @@ impl Collection {
 
     /// The newest view: every acknowledged write.
     pub fn view(&self) -> ReadView {
-        self.view_at(Ts::MAX)
+        self.read().1
     }
 
     /// The view at a timestamp; one beyond the newest write is the newest view. What has expired by
     /// now is in none.
-    pub fn view_at(&self, ts: Ts) -> ReadView {
-        self.read_at(ts).1
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if rows that it would show are not [retained](crate::Options::retention_ms).
+    pub fn view_at(&self, ts: Ts) -> Result<ReadView, Error> {
+        Ok(self.read_at(ts)?.1)
     }
 
     /// Like [`Collection::view_at`], with what the catalog says of the rows that it shows.
-    pub fn read_at(&self, ts: Ts) -> (Arc<CollectionInfo>, ReadView) {
+    ///
+    /// # Errors
+    /// As [`Collection::view_at`].
+    pub fn read_at(&self, ts: Ts) -> Result<(Arc<CollectionInfo>, ReadView), Error> {
+        let (info, mut view) = self.read();
+        if ts < view.ts {
+            // Read after the version was: what that lacks was forgotten before.
+            let oldest = self.core.horizon().max(self.forgotten);
+            if ts < oldest {
+                let ago = self.core.clock.now().millis().saturating_sub(ts.millis());
+                return Err(Error::Invalid(format!(
+                    "the rows of {ago} ms ago cannot be shown any more: what is deleted or replaced \
+                     is kept for {} ms (setting `retention_seconds`); begin again with the newest \
+                     rows",
+                    self.core.options.retention_ms
+                )));
+            }
+            view.ts = ts;
+        }
+        Ok((info, view))
+    }
+
+    /// The newest view, with what the catalog says of the rows that it shows.
+    pub fn read(&self) -> (Arc<CollectionInfo>, ReadView) {
         // Of rows and schema that go together: a column may take another's place, and the other
         // goes when the rows are merged next.
         let (info, version) = loop {
@@ -286,8 +315,7 @@ impl Collection {
                 break (info, version);
             }
         };
-        let ts = ts.min(version.ts);
-        let schema = Arc::clone(&info.schema);
+        let (ts, schema) = (version.ts, Arc::clone(&info.schema));
         let budget = Arc::clone(&self.core.budget);
         (info, ReadView { ts, version, schema, expired: self.expired_before(), budget })
     }

@@ -253,6 +253,7 @@ pub(crate) fn merge(
         add: entry.into_iter().collect(),
         remove: ids.clone(),
         schema_version: schema.version,
+        forgotten: outdated.dead_before,
         ..Edit::default()
     };
     // Should the commit fail, it may be on disk all the same, and needs them.

@@ -17,7 +17,7 @@ use crate::Error;
 use crate::blobs::Blobs;
 
 /// The format this node writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Digits of a version in a file name, so that names sort like numbers.
 const DIGITS: usize = 20;
@@ -261,10 +261,10 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_refused_by_name() {
-        let mut body = br#"{"format":2,"version":1"#.to_vec();
+        let mut body = br#"{"format":3,"version":1"#.to_vec();
         let crc = crc32c::crc32c(&body);
         body.extend_from_slice(format!("{CHECKSUM}{crc:08x}\"}}\n").as_bytes());
         let error = decode::<Content>(&body, 1).unwrap_err();
-        assert!(error.contains("format 2 is newer"), "{error}");
+        assert!(error.contains("format 3 is newer"), "{error}");
     }
 }

@@ -76,7 +76,8 @@ pub struct Options {
     pub index_rows: usize,
     /// How often collections are looked through for rows that can leave the disk.
     pub upkeep_every_ms: u64,
-    /// How long a deleted or replaced row can still be seen by a view of the past.
+    /// How long a deleted or replaced row can still be seen by a view of the past; an older view is
+    /// refused. Until then its time of death is in memory: 4 to 16 bytes.
     pub retention_ms: u64,
     /// The time of day.
     pub wall: Wall,

@@ -35,6 +35,9 @@ pub(crate) struct Manifest {
     pub(crate) log_floor: Lsn,
     /// Greater than all segment ids that this collection has used.
     pub(crate) next_segment: i64,
+    /// Of rows that died before this, some are not there, or not with the time of their death.
+    #[serde(default)]
+    pub(crate) forgotten: Ts,
     /// In ascending order of ids.
     pub(crate) segments: Vec<SegmentEntry>,
 }
@@ -153,6 +156,8 @@ pub(crate) struct Edit {
     pub(crate) log_floor: Option<Lsn>,
     /// The newest schema among the new segments.
     pub(crate) schema_version: u32,
+    /// What was written leaves out rows that died before this, or the time of their death.
+    pub(crate) forgotten: Ts,
 }
 
 /// What must hold for every commit.
@@ -255,6 +260,7 @@ impl Manifest {
             live.insert(segment.id, segment);
         }
         next.schema_version = next.schema_version.max(edit.schema_version);
+        next.forgotten = next.forgotten.max(edit.forgotten);
         next.segments = live.into_values().collect();
         Ok(next)
     }

@@ -112,7 +112,10 @@ fn recover(core: &Arc<Core>, log: DiskLog, log_start: Lsn) -> Result<(), Error> 
     let weak = Arc::downgrade(core);
     core.jobs.every(pause, move || {
         let Some(core) = weak.upgrade() else { return };
-        core.collections().values().for_each(|collection| upkeep::ask(&core, collection));
+        for collection in core.collections().values() {
+            upkeep::forget(&core, collection);
+            upkeep::ask(&core, collection);
+        }
     })?;
     let core = Arc::clone(core);
     core.clone().in_background(move || {

@@ -172,20 +172,13 @@ fn next(core: &Core, collection: &Collection, most: usize) -> Result<Option<Unfi
         let here = lacking.into_iter().filter(|(_, filled)| *filled == first);
         let fields =
             here.map(|(field, _)| Field { name: field.column().to_owned(), ..field.clone() });
-        let dead_before = outdated(core, collection).dead_before;
-        let mut wanted = vec![true; rows];
-        for (row, died) in segment.deletes.iter() {
-            if died.is_none_or(|died| died < dead_before)
-                && let Some(at) = (row as usize).checked_sub(first)
-                && let Some(wanted) = wanted.get_mut(at)
-            {
-                *wanted = false;
-            }
-        }
+        let first_row = u32::try_from(first).expect("segments have 32-bit rows");
+        let gone = segment.deletes.dead_before(outdated(core, collection).dead_before);
+        let wanted: Vec<bool> = (first_row..).take(rows).map(|row| !gone.contains(row)).collect();
         return Ok(Some(Unfilled {
             collection: collection.id(),
             segment: segment.id,
-            first: u32::try_from(first).expect("segments have 32-bit rows"),
+            first: first_row,
             fields: fields.collect(),
             inputs: inputs(&info, sealed, first, rows)?,
             wanted: wanted.into(),

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use elanus_index::{Cancel, Progress};
 
 use crate::Error;
+use crate::apply::Control;
 use crate::budget::Held;
 use crate::catalog::{CollectionInfo, IndexDef};
 use crate::checkpoint::{checkpoint, open_manifests, remove_files};
@@ -155,6 +156,16 @@ pub(crate) fn ask(core: &Arc<Core>, collection: &Arc<Collection>) {
     if collection.upkeep().ask() {
         let (core2, collection) = (Arc::clone(core), Arc::clone(collection));
         core.jobs.upkeep(move || run(&core2, &collection));
+    }
+}
+
+/// Has what no view asks for forgotten: when rows died that died before the retention time.
+pub(crate) fn forget(core: &Core, collection: &Collection) {
+    let horizon = core.horizon();
+    if collection.version().segments.iter().any(|segment| segment.deletes.has_past(horizon)) {
+        let order = Control::Forget { collection: collection.id(), horizon };
+        // It fails only where the log does, and is repeated.
+        let _ = core.log().and_then(|log| log.control(order));
     }
 }
 

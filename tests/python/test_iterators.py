@@ -1,9 +1,12 @@
 """Search and query iterators (contract §6.6, §6.7)."""
 
+import time
+
 import pytest
-from pymilvus import DataType
+from pymilvus import DataType, MilvusClient
 
 from helpers import assert_status, create, ok, schema, search_request, simple, vector
+from node import Node
 
 
 @pytest.fixture
@@ -140,3 +143,23 @@ def test_iterators_over_nothing(client, name):
     simple(client, name)
     assert drain(client.query_iterator(name, batch_size=5)) == []
     assert drain(client.search_iterator(name, [[0] * 4], batch_size=5)) == []
+
+
+def test_an_iterator_that_takes_longer_than_rows_are_kept_is_told_to_begin_again(tmp_path):
+    node = Node(tmp_path, "--set", "retention_seconds=1").start()
+    client = MilvusClient(node.uri)
+    try:
+        simple(client, "kept")
+        client.insert("kept", [{"id": i, "v": [i, 0, 0, 0]} for i in range(20)])
+        search = client.search_iterator("kept", [[0] * 4], batch_size=10)
+        query = client.query_iterator("kept", batch_size=10)
+        assert len(search.next()) == len(query.next()) == 10
+        client.delete("kept", [15])
+        time.sleep(1.1)
+        for iterator in (search, query):
+            with pytest.raises(Exception, match="retention_seconds.*begin again"):
+                iterator.next()
+        assert len(drain(client.query_iterator("kept", batch_size=10))) == 19
+    finally:
+        client.close()
+        node.stop()

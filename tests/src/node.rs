@@ -30,6 +30,7 @@ const MESSAGE_BYTES: usize = 256 << 20;
 pub struct TestNode {
     home: TempDir,
     data_dir: PathBuf,
+    settings: Vec<String>,
     child: Option<Child>,
     grpc: String,
     ops: String,
@@ -41,9 +42,17 @@ impl TestNode {
     /// # Errors
     /// When the binary is missing, or the node ends or is not ready in time; with its log.
     pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// As [`Self::start`], with settings of the form `KEY=VALUE`, which stay through restarts.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(settings: &[&str]) -> Result<Self> {
         let home = home()?;
         let data_dir = home.path().join("data");
-        Self::start_on(home, data_dir)
+        Self::start_on(home, data_dir, settings)
     }
 
     /// Starts a node on a data directory that outlives it.
@@ -51,12 +60,13 @@ impl TestNode {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_in(data_dir: &Path) -> Result<Self> {
-        Self::start_on(home()?, data_dir.to_owned())
+        Self::start_on(home()?, data_dir.to_owned(), &[])
     }
 
-    fn start_on(home: TempDir, data_dir: PathBuf) -> Result<Self> {
+    fn start_on(home: TempDir, data_dir: PathBuf, settings: &[&str]) -> Result<Self> {
         let (grpc, ops) = (String::new(), String::new());
-        let mut node = Self { home, data_dir, child: None, grpc, ops };
+        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let mut node = Self { home, data_dir, settings, child: None, grpc, ops };
         node.reopen()?;
         Ok(node)
     }
@@ -129,6 +139,7 @@ impl TestNode {
             .arg("--data-dir")
             .arg(self.data_dir())
             .args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+            .args(self.settings.iter().flat_map(|setting| ["--set", setting]))
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null());
         Ok(command)

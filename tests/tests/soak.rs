@@ -5,7 +5,8 @@
 //! under Strong consistency. A read is *stale* if it shows a number older than one acknowledged
 //! before the read began, *torn* if it shows two, *backwards* if it shows a smaller one than the
 //! reader has seen. The process is killed every `ELANUS_KILL_EVERY` seconds (0: never) and
-//! compared with the ledgers; between kills its memory and its file descriptors are watched.
+//! compared with the ledgers; between kills its memory and its file descriptors are watched. Rows
+//! that are replaced are kept for [`RETENTION`], so what is in use is compared from [`WARM_UP`] on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -24,6 +25,13 @@ const PULSE: &str = "pulse";
 const ROWS: i64 = 20;
 /// Numbers written between two seals of the small collection.
 const SEAL_EVERY: i64 = 5_000;
+
+/// For how many seconds the node keeps what is deleted or replaced.
+const RETENTION: usize = 60;
+/// Seconds after which as much is forgotten as comes.
+const WARM_UP: usize = 2 * RETENTION;
+/// Own memory may be more by this share of it at the end, in percent.
+const MOST_GROWTH: u64 = 10;
 
 /// Numbers that were acknowledged, and when to stop.
 #[derive(Default)]
@@ -113,8 +121,10 @@ impl Footprint {
     }
 }
 
-/// Compares the second fifth of a process's life, in which its collections are full, with the last.
+/// Compares the first fifth of a process's life after it was warm with the last. If that is long
+/// enough to tell: nothing grows.
 fn tell_growth(life: &[Footprint]) {
+    let life = life.get(WARM_UP..).unwrap_or_default();
     let part = life.len() / 5;
     if part < 3 {
         return;
@@ -124,17 +134,20 @@ fn tell_growth(life: &[Footprint]) {
         values.sort_unstable();
         values[values.len() / 2] / 1024
     };
-    let (early, late) = (&life[part..2 * part], &life[life.len() - part..]);
+    let (early, late) = (&life[..part], &life[life.len() - part..]);
+    let own = (median(early, |one| one.own), median(late, |one| one.own));
     eprintln!(
-        "memory in the second and in the last fifth: own {} and {} MiB, mapped {} and {} MiB; files \
-         {} and {}",
-        median(early, |one| one.own),
-        median(late, |one| one.own),
+        "memory in the first and in the last fifth after {WARM_UP} s: own {} and {} MiB, mapped {} \
+         and {} MiB; files {} and {}",
+        own.0,
+        own.1,
         median(early, |one| one.mapped),
         median(late, |one| one.mapped),
         early[0].files,
         late[0].files,
     );
+    let long = part >= 60;
+    assert!(!long || own.1 * 100 <= own.0 * (100 + MOST_GROWTH), "its own memory grows");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -147,7 +160,7 @@ async fn a_long_mixed_run_shows_nothing_stale_torn_lost_or_twice() {
         seconds => seconds as u64,
     });
     let mut random = Random::new(seed);
-    let mut node = TestNode::start().unwrap();
+    let mut node = TestNode::start_with(&[&format!("retention_seconds={RETENTION}")]).unwrap();
     let mut client = node.client().await.unwrap();
     ledger::create(&mut client).await.unwrap();
     let schema = wire::counting_schema(PULSE, &["number"], 2);

@@ -96,7 +96,7 @@ impl Node {
             false => None,
         };
         // Of what was written last: rows and the schema that they are read and written by.
-        let (info, view) = collection.read_at(Ts::MAX);
+        let (info, view) = collection.read();
         let ops = partial::Ops::parse(&request.field_ops, &info.schema)?;
         let moved = info.schema.primary().auto_id;
         let rows = Rows::new(self, &info, target);

@@ -60,7 +60,8 @@ impl Node {
     ) -> Result<SearchResults, Failure> {
         let (_, collection) = self.collection(ctx, &request.collection_name)?;
         let params = Params::parse(&request.search_params)?;
-        let (info, view) = view(&collection, params.flag("iterator")?, request.guarantee_timestamp);
+        let (info, view) =
+            view(&collection, params.flag("iterator")?, request.guarantee_timestamp)?;
         let readable = self.readable(&info, &request.partition_names)?;
         refuse_extras(&request)?;
         refuse_order_by(&params)?;
@@ -119,7 +120,7 @@ impl Node {
     ) -> Result<SearchResults, Failure> {
         let (_, collection) = self.collection(ctx, &request.collection_name)?;
         // Before the texts are embedded: the view has the vectors that the functions make.
-        let (info, view) = collection.read_at(Ts::MAX);
+        let (info, view) = collection.read();
         let readable = self.readable(&info, &request.partition_names)?;
         if !request.function_chains.is_empty() {
             return Err(Failure::invalid("function_chains are not supported, use function_score"));
@@ -276,7 +277,8 @@ impl Node {
     ) -> Result<QueryResults, Failure> {
         let (_, collection) = self.collection(ctx, &request.collection_name)?;
         let params = Params::parse(&request.query_params)?;
-        let (info, view) = view(&collection, params.flag("iterator")?, request.guarantee_timestamp);
+        let (info, view) =
+            view(&collection, params.flag("iterator")?, request.guarantee_timestamp)?;
         let readable = self.readable(&info, &request.partition_names)?;
         refuse_order_by(&params)?;
         if params.has("group_by_fields") {
@@ -542,9 +544,11 @@ fn view(
     collection: &Collection,
     iterating: bool,
     guarantee: u64,
-) -> (Arc<CollectionInfo>, ReadView) {
-    let then = (iterating && guarantee > LEVELS).then_some(Ts(guarantee));
-    collection.read_at(then.unwrap_or(Ts::MAX))
+) -> Result<(Arc<CollectionInfo>, ReadView), Failure> {
+    if iterating && guarantee > LEVELS {
+        return Ok(collection.read_at(Ts(guarantee))?);
+    }
+    Ok(collection.read())
 }
 
 /// Refuses the parts of a search that are not supported, instead of leaving them out silently.

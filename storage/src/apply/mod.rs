@@ -41,6 +41,8 @@ pub(crate) enum Control {
     Merge { collection: i64, merged: Merged, reply: Sender<()> },
     /// Segments left the manifest; the reply names those that were not in memory.
     Remove { collection: i64, segments: Vec<i64>, reply: Sender<Vec<i64>> },
+    /// Rows that died before this need no time of death any more.
+    Forget { collection: i64, horizon: Ts },
     /// Where could the log begin, by what the collections still need?
     LogStart { reply: Sender<Option<Lsn>> },
     /// Remove log files below.
@@ -74,8 +76,6 @@ pub(crate) struct Installed {
     pub(crate) persisted: Vec<(i64, usize)>,
     /// Ids of sealed segments that left the manifest.
     pub(crate) removed: Vec<i64>,
-    /// Rows that died before this need no time of death any more.
-    pub(crate) horizon: Ts,
 }
 
 /// What a merge made of some sealed segments.
@@ -296,6 +296,12 @@ impl Apply for Applier {
                 }
                 self.publish(&log.size());
                 let _ = reply.send(unknown);
+            }
+            Control::Forget { collection, horizon } => {
+                if let Some(state) = self.states.get_mut(&collection) {
+                    state.forget_before(horizon);
+                    self.touched.insert(collection);
+                }
             }
             Control::LogStart { reply } => {
                 let start = self.log_start(log.next_lsn());

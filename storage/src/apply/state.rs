@@ -95,13 +95,30 @@ struct Slot {
     /// Number of deletes that are on disk.
     persisted: usize,
     changed: bool,
+    /// Whether `deletes` are not as published.
+    mask_changed: bool,
 }
 
 impl Slot {
+    /// A segment whose deletes, of which so many are on disk, may be more than it shows.
+    fn sealed(segment: Arc<Segment>, deletes: DeleteMask, persisted: usize) -> Self {
+        Self { segment, builder: None, deletes, persisted, changed: true, mask_changed: true }
+    }
+
     fn kill(&mut self, row: Row, ts: Ts) -> bool {
         let died = self.deletes.insert(row, ts);
         self.changed |= died;
+        self.mask_changed |= died;
         died
+    }
+
+    /// Gives back the memory of times of death that no view asks for.
+    fn forget_before(&mut self, horizon: Ts) {
+        if self.deletes.has_past(horizon) {
+            self.deletes.forget_before(horizon);
+            self.changed = true;
+            self.mask_changed = true;
+        }
     }
 
     fn publish(&mut self) -> Result<(), Error> {
@@ -112,7 +129,7 @@ impl Slot {
         if let Some(builder) = &mut self.builder {
             segment.body = Body::Growing(builder.snapshot()?);
         }
-        if self.deletes.len() != segment.deletes.len() {
+        if std::mem::take(&mut self.mask_changed) {
             self.deletes.settle();
             segment.deletes = Arc::new(self.deletes.clone());
         }
@@ -155,9 +172,7 @@ impl State {
             .map(|segment| {
                 let deletes = segment.deletes.as_ref().clone();
                 let persisted = deletes.len();
-                let segment = Arc::new(segment);
-                let slot = Slot { segment, builder: None, deletes, persisted, changed: false };
-                (slot.segment.id, slot)
+                (segment.id, Slot::sealed(Arc::new(segment), deletes, persisted))
             })
             .collect();
         let partitions = collection.info().partitions.iter().map(|p| p.id).collect();
@@ -335,6 +350,7 @@ impl State {
             deletes: DeleteMask::default(),
             persisted: 0,
             changed: true,
+            mask_changed: false,
         };
         self.slots.insert(id, slot);
         id
@@ -412,14 +428,13 @@ impl State {
     }
 
     pub(super) fn install(&mut self, installed: Installed, core: &Core) {
-        let Installed { sealed, growing, persisted, removed, horizon } = installed;
+        let Installed { sealed, growing, persisted, removed } = installed;
         for (from, segment, rows) in sealed {
             // The partition may have been dropped meanwhile; then so is the segment.
             let Some(old) = self.slots.get(&from) else { continue };
             // Rows that died since the cut must be dead from the first moment.
             let deletes = rows.deletes(&[Arc::new(old.deletes.clone())]);
-            let slot = Slot { segment, builder: None, deletes, persisted: 0, changed: true };
-            self.slots.insert(slot.segment.id, slot);
+            self.slots.insert(segment.id, Slot::sealed(segment, deletes, 0));
         }
         for id in growing {
             self.slots.remove(&id);
@@ -431,9 +446,6 @@ impl State {
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.persisted = count;
             }
-        }
-        for slot in self.slots.values_mut() {
-            slot.deletes.forget_before(horizon);
         }
         if let Some(frozen) = self.frozen.take() {
             self.floor = self.floor.max(frozen.cut);
@@ -451,7 +463,8 @@ impl State {
             let mut news = HashMap::new();
             for (at, (id, known)) in (0..).zip(&sources) {
                 if let Some(slot) = self.slots.get(id).or_else(|| self.retired.get(id)) {
-                    news.extend(slot.deletes.since(known).map(|(row, ts)| ((at, row), ts)));
+                    let since = slot.deletes.since(known);
+                    news.extend(since.into_iter().map(|(row, ts)| ((at, row), ts)));
                 }
             }
             // Rows that died since must be dead from the first moment.
@@ -460,15 +473,23 @@ impl State {
             let mut deletes = segment.deletes.as_ref().clone();
             let persisted = deletes.len();
             for (row, ts) in news {
-                deletes.insert(row, ts);
+                match ts {
+                    Some(ts) => drop(deletes.insert(row, ts)),
+                    None => deletes.bury(row),
+                }
             }
             let id = segment.id;
-            let slot = Slot { segment, builder: None, deletes, persisted, changed: true };
+            let slot = Slot::sealed(segment, deletes, persisted);
             if retired { &mut self.retired } else { &mut self.slots }.insert(id, slot);
         }
         for (id, _) in sources {
             self.remove(id);
         }
+    }
+
+    /// Forgets when rows died that died before `horizon`.
+    pub(super) fn forget_before(&mut self, horizon: Ts) {
+        self.slots.values_mut().for_each(|slot| slot.forget_before(horizon));
     }
 
     /// Takes a sealed segment out; its files go with the last reader. False if there is none.

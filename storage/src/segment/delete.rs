@@ -1,9 +1,9 @@
 //! Which rows of a segment are gone, and since when.
 //!
 //! A row dies once. Those that died within the retention time are kept with their timestamp, so
-//! that a view of the past still shows them; all others are just dead.
+//! that a view of the past still shows them; all others are just dead. A time is kept once for all
+//! rows that died at it, as those of one write do: 4 bytes a row, and 12 for each time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use elanus_index::{Row, RowMask};
@@ -17,17 +17,63 @@ const DEAD: &str = "dead";
 const ROWS: &str = "recent.rows";
 const TIMES: &str = "recent.times";
 
+/// 65,536: the most rows in a run. A run is forgotten as a whole, so this bounds both what is
+/// remembered for too long and what is copied.
+const RUN: usize = 1 << 16;
+
+/// Rows with the time of their death, in order of time.
+#[derive(Clone, Debug, Default)]
+struct Deaths {
+    rows: Vec<Row>,
+    /// Each time, and the number of rows that died at it or before.
+    times: Vec<Ts>,
+    ends: Vec<u32>,
+}
+
+impl Deaths {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Adds a row that died no earlier than those before it.
+    fn push(&mut self, row: Row, ts: Ts) {
+        self.rows.push(row);
+        let end = u32::try_from(self.rows.len()).expect("a run is split long before");
+        match self.ends.last_mut() {
+            Some(last) if self.times.last() == Some(&ts) => *last = end,
+            _ => {
+                self.times.push(ts);
+                self.ends.push(end);
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Row, Ts)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let spans = starts.zip(&self.ends).map(|(start, &end)| start as usize..end as usize);
+        spans.zip(&self.times).flat_map(|(span, &ts)| self.rows[span].iter().map(move |&r| (r, ts)))
+    }
+
+    fn joined(&self, other: &Self) -> Self {
+        let mut joined = Self::default();
+        joined.rows.reserve_exact(self.len() + other.len());
+        joined.times.reserve_exact(self.times.len() + other.times.len());
+        joined.ends.reserve_exact(self.times.len() + other.times.len());
+        self.iter().chain(other.iter()).for_each(|(row, ts)| joined.push(row, ts));
+        joined
+    }
+}
+
 /// The dead rows of a segment.
 ///
 /// Clones share what is [settled](DeleteMask::settle), so publishing one per commit is cheap.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DeleteMask {
     dead: RoaringBitmap,
-    /// Rows with the time of their death, in order of time, in runs that are merged
-    /// geometrically.
-    recent: Vec<Arc<Vec<(Row, Ts)>>>,
-    /// Rows that are not in a run yet.
-    tail: Vec<(Row, Ts)>,
+    /// Of the rows that died of late, in order of time, in runs that are merged geometrically.
+    recent: Vec<Arc<Deaths>>,
+    /// Those that are not in a run yet.
+    tail: Deaths,
     newest: Ts,
 }
 
@@ -36,10 +82,22 @@ impl DeleteMask {
     pub(crate) fn insert(&mut self, row: Row, ts: Ts) -> bool {
         let died = self.dead.insert(row);
         if died {
-            self.tail.push((row, ts));
-            self.newest = self.newest.max(ts);
+            self.remember(row, ts);
         }
         died
+    }
+
+    fn remember(&mut self, row: Row, ts: Ts) {
+        if self.tail.len() >= RUN {
+            self.settle();
+        }
+        self.tail.push(row, ts);
+        self.newest = self.newest.max(ts);
+    }
+
+    /// Kills a row that no view shows, so that nobody asks when.
+    pub(crate) fn bury(&mut self, row: Row) {
+        self.dead.insert(row);
     }
 
     pub(crate) fn contains(&self, row: Row) -> bool {
@@ -53,82 +111,94 @@ impl DeleteMask {
 
     /// Makes the next clone cheap.
     pub(crate) fn settle(&mut self) {
-        if self.tail.is_empty() {
+        if self.tail.len() == 0 {
             return;
         }
         self.recent.push(Arc::new(std::mem::take(&mut self.tail)));
         while let [.., before, last] = &self.recent[..]
             && before.len() < 2 * last.len()
+            && before.len() + last.len() <= RUN
         {
-            let merged: Vec<_> = before.iter().chain(last.iter()).copied().collect();
+            let joined = before.joined(last);
             self.recent.truncate(self.recent.len() - 2);
-            self.recent.push(Arc::new(merged));
+            self.recent.push(Arc::new(joined));
         }
     }
 
-    /// Forgets when rows died that died before `horizon`: no view goes back that far.
+    /// Forgets when rows died that died before `horizon`: no view goes back that far. Some may be
+    /// remembered for a while longer.
     pub(crate) fn forget_before(&mut self, horizon: Ts) {
         self.settle();
-        // Runs are in order of time, so only the first that reaches the horizon is cut.
-        self.recent.retain_mut(|run| {
-            let cut = run.partition_point(|&(_, ts)| ts < horizon);
-            let keep = cut < run.len();
-            if cut > 0 && keep {
-                *run = Arc::new(run[cut..].to_vec());
-            }
-            keep
-        });
+        self.recent.retain(|run| !is_past(run, horizon));
+    }
+
+    /// Whether [`DeleteMask::forget_before`] would change anything.
+    pub(crate) fn has_past(&self, horizon: Ts) -> bool {
+        self.recent.first().is_some_and(|run| is_past(run, horizon))
     }
 
     /// Takes the rows out of `mask` that were dead at `ts`.
     pub(crate) fn hide(&self, mask: &mut RowMask, ts: Ts) {
         if ts >= self.newest {
             self.dead.iter().for_each(|row| mask.remove(row));
-            return;
+        } else {
+            self.dead_before(Ts(ts.0 + 1)).iter().for_each(|row| mask.remove(row));
         }
+    }
+
+    /// The rows that died before `ts`. Those that died before what is remembered count, whatever
+    /// `ts` is.
+    pub(crate) fn dead_before(&self, ts: Ts) -> RoaringBitmap {
         let mut dead = self.dead.clone();
         for (row, died) in self.recent() {
-            if died > ts {
+            if died >= ts {
                 dead.remove(row);
             }
         }
-        dead.iter().for_each(|row| mask.remove(row));
+        dead
     }
 
-    /// The dead rows, each with the time of its death as far as it is remembered.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Row, Option<Ts>)> {
-        let recent: HashMap<Row, Ts> = self.recent().collect();
-        self.dead.iter().map(move |row| (row, recent.get(&row).copied()))
-    }
-
-    /// The rows that are dead here and not in `older`, an earlier state of this mask whose deaths
-    /// are all remembered, with the time of their death.
-    pub(crate) fn since(&self, older: &Self) -> impl Iterator<Item = (Row, Ts)> {
-        self.recent().filter(|(row, _)| !older.contains(*row))
+    /// The rows that are dead here and not in `older`, an earlier state of this mask, with the time
+    /// of their death as far as it is remembered.
+    pub(crate) fn since(&self, older: &Self) -> Vec<(Row, Option<Ts>)> {
+        let mut news = &self.dead - &older.dead;
+        let mut since = Vec::new();
+        for (row, ts) in self.recent() {
+            if news.remove(row) {
+                since.push((row, Some(ts)));
+            }
+        }
+        since.extend(news.iter().map(|row| (row, None)));
+        since
     }
 
     /// The deletes of several segments in a new order of their rows: row `i` of the result is row
     /// `order[i].1` of segment `order[i].0`.
     pub(crate) fn gathered(masks: &[Arc<Self>], order: &[(u32, Row)]) -> Self {
-        let recent: Vec<HashMap<Row, Ts>> =
-            masks.iter().map(|mask| mask.recent().collect()).collect();
-        let mut dead = RoaringBitmap::new();
-        let mut tail: Vec<(Row, Ts)> = Vec::new();
+        let by_row = |mask: &Arc<Self>| {
+            let mut recent: Vec<(Row, Ts)> = mask.recent().collect();
+            recent.sort_unstable();
+            recent
+        };
+        let recent: Vec<Vec<(Row, Ts)>> = masks.iter().map(by_row).collect();
+        let mut gathered = Self::default();
+        let mut died: Vec<(Ts, Row)> = Vec::new();
         for (new, &(from, old)) in (0..).zip(order) {
             if masks[from as usize].contains(old) {
-                dead.insert(new);
-                tail.extend(recent[from as usize].get(&old).map(|&ts| (new, ts)));
+                gathered.bury(new);
+                let recent = &recent[from as usize];
+                let at = recent.binary_search_by_key(&old, |&(row, _)| row);
+                died.extend(at.ok().map(|at| (recent[at].1, new)));
             }
         }
-        tail.sort_unstable_by_key(|&(row, ts)| (ts, row));
-        let newest = tail.last().map_or(Ts::ZERO, |&(_, ts)| ts);
-        let mut gathered = Self { dead, recent: Vec::new(), tail, newest };
+        died.sort_unstable();
+        died.into_iter().for_each(|(ts, row)| gathered.remember(row, ts));
         gathered.settle();
         gathered
     }
 
     fn recent(&self) -> impl Iterator<Item = (Row, Ts)> {
-        self.recent.iter().flat_map(|run| run.iter()).chain(&self.tail).copied()
+        self.recent.iter().map(|run| &**run).chain(Some(&self.tail)).flat_map(Deaths::iter)
     }
 
     /// The sections of a delete file.
@@ -161,19 +231,21 @@ impl DeleteMask {
         if !rows.1.is_empty() || !times.1.is_empty() || rows.0.len() != times.0.len() {
             return Err(corrupt("recent deletes have differing numbers of rows and times"));
         }
-        let mut recent = Vec::with_capacity(rows.0.len());
+        let mut mask = Self { dead, ..Self::default() };
         for (row, ts) in rows.0.iter().zip(times.0) {
             let (row, ts) = (Row::from_le_bytes(*row), Ts(u64::from_le_bytes(*ts)));
-            if !dead.contains(row) {
+            if !mask.contains(row) {
                 return Err(corrupt("a recently deleted row is not deleted"));
             }
-            recent.push((row, ts));
+            mask.remember(row, ts);
         }
-        let newest = recent.iter().map(|&(_, ts)| ts).max().unwrap_or(Ts::ZERO);
-        let mut mask = Self { dead, recent: Vec::new(), tail: recent, newest };
         mask.settle();
         Ok(mask)
     }
+}
+
+fn is_past(run: &Deaths, horizon: Ts) -> bool {
+    run.times.last().is_none_or(|&ts| ts < horizon)
 }
 
 #[cfg(test)]
@@ -227,14 +299,54 @@ mod tests {
                 prop_assert_eq!(back, expected(&deaths, ts));
             }
 
+            let dead: Vec<Row> = mask.dead_before(Ts(end / 2)).iter().collect();
+            let died = deaths.iter().filter(|(_, died)| **died < end / 2);
+            prop_assert_eq!(dead, died.map(|(row, _)| *row).collect::<Vec<_>>());
+
+            let earlier = mask.clone();
             mask.forget_before(Ts(end / 2));
             for ts in [end / 2, end] {
                 prop_assert_eq!(visible(&mask, ts), expected(&deaths, ts));
             }
-            prop_assert!(mask.recent().all(|(_, ts)| ts.0 >= end / 2));
-            let early = visible(&mask, 0);
-            prop_assert!(deaths.iter().all(|(row, &ts)| ts >= end / 2 || !early.contains(row)));
+            // Its death is news, whether its time is known or not.
+            let news = if mask.insert(0, Ts(end + 1)) { vec![0] } else { vec![] };
+            deaths.entry(0).or_insert(end + 1);
+            let known: Vec<_> = news.iter().map(|&row| (row, Some(Ts(end + 1)))).collect();
+            prop_assert_eq!(mask.since(&earlier), known);
+            mask.forget_before(Ts(end + 2));
+            prop_assert_eq!(mask.recent().count(), 0);
+            prop_assert_eq!(visible(&mask, 0), expected(&deaths, end + 1));
+            let unknown: Vec<_> = news.iter().map(|&row| (row, None)).collect();
+            prop_assert_eq!(mask.since(&earlier), unknown);
         }
+    }
+
+    #[test]
+    fn what_is_past_is_forgotten_but_for_a_run_and_a_time_is_kept_once() {
+        let mut mask = DeleteMask::default();
+        let (writes, rows) = (30_000_u32, 10);
+        for write in 0..writes {
+            for row in write * rows..(write + 1) * rows {
+                assert!(mask.insert(row, Ts(u64::from(write))));
+            }
+            mask.settle();
+        }
+        let times =
+            |mask: &DeleteMask| mask.recent.iter().map(|run| run.times.len()).sum::<usize>();
+        assert!(times(&mask) < writes as usize + 10, "{} times", times(&mask));
+        assert!(!mask.has_past(Ts(0)) && mask.has_past(Ts(u64::from(writes))));
+        mask.forget_before(Ts(u64::from(writes / 2)));
+        let kept = mask.recent().count();
+        let needed = (writes / 2 * rows) as usize;
+        assert!((needed..needed + RUN).contains(&kept), "{kept}");
+        assert_eq!(mask.len(), (writes * rows) as usize);
+
+        let order: Vec<(u32, Row)> = (0..writes * rows).map(|row| (0, row)).collect();
+        let mut gathered = DeleteMask::gathered(&[Arc::new(mask)], &order);
+        assert_eq!(gathered.recent().count(), kept);
+        assert!(gathered.recent.iter().all(|run| run.len() <= RUN));
+        gathered.forget_before(Ts(u64::from(writes)));
+        assert_eq!((gathered.recent().count(), gathered.len()), (0, (writes * rows) as usize));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The input is frozen: rows and deletes as of the cut. Deletes that arrive while the file is
 //! written are carried over by [`SealedRows::order`] before anybody sees the new segment.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -54,19 +54,13 @@ pub(crate) struct Outdated {
     pub(crate) written_before: Ts,
 }
 
-impl Outdated {
-    fn is_dead(&self, died: Option<Ts>) -> bool {
-        died.is_none_or(|died| died < self.dead_before)
-    }
-}
-
 /// How many rows of a segment need not be kept.
 pub(crate) fn outdated_rows(segment: &Segment, outdated: Outdated) -> Result<usize, Error> {
-    let dead = segment.deletes.iter().filter(|&(_, died)| outdated.is_dead(died));
+    let dead = segment.deletes.dead_before(outdated.dead_before);
     let Some(expired) = segment.written_before(outdated.written_before)? else {
-        return Ok(dead.count());
+        return Ok(usize::try_from(dead.len()).unwrap_or(usize::MAX));
     };
-    let dead = dead.filter(|&(row, _)| !expired.contains(row)).count();
+    let dead = dead.iter().filter(|row| !expired.contains(*row)).count();
     Ok(dead + expired.count())
 }
 
@@ -100,10 +94,7 @@ pub(crate) fn sort(
     let mut chunks: Vec<(usize, usize)> = Vec::new();
     let mut rows: Vec<(u32, Row, u32, u32)> = Vec::new();
     for (i, segment) in segments.iter().enumerate() {
-        let gone: HashSet<Row> = (segment.deletes.iter())
-            .filter(|&(_, died)| outdated.is_dead(died))
-            .map(|(row, _)| row)
-            .collect();
+        let gone = segment.deletes.dead_before(outdated.dead_before);
         for (c, (first, len)) in segment.chunks().enumerate() {
             let chunk = to_u32(keys.len())?;
             keys.push(KeyColumn::new(&segment.column(c, key_field)?)?);
@@ -111,7 +102,7 @@ pub(crate) fn sort(
             chunks.push((i, c));
             for at in 0..to_u32(len)? {
                 let expired = written[at as usize] < outdated.written_before.0;
-                if !expired && !gone.contains(&(first + at)) {
+                if !expired && !gone.contains(first + at) {
                     rows.push((to_u32(i)?, first + at, chunk, at));
                 }
             }

@@ -30,19 +30,28 @@ async fn writes_are_seen_at_once_and_after_a_restart() {
     assert_eq!(gone.rows, 1);
     let expected = map(&[(2, 21), (3, 30), (4, 41)]);
     assert_eq!(content(&collection), expected);
-    assert_eq!(content_of(&collection.view_at(first.ts), None), map(&[(1, 10), (2, 20), (3, 30)]));
-    assert_eq!(content_of(&collection.view_at(Ts(first.ts.0 - 1)), None), map(&[]));
+    assert_eq!(
+        content_of(&collection.view_at(first.ts).unwrap(), None),
+        map(&[(1, 10), (2, 20), (3, 30)])
+    );
+    assert_eq!(content_of(&collection.view_at(Ts(first.ts.0 - 1)).unwrap(), None), map(&[]));
     engine.shutdown().await;
     drop((engine, collection));
 
     let engine = open(dir.path()).await;
     let collection = find(&engine, "items");
     assert_eq!(content(&collection), expected);
-    assert_eq!(content_of(&collection.view_at(first.ts), None), map(&[(1, 10), (2, 20), (3, 30)]));
+    assert_eq!(
+        content_of(&collection.view_at(first.ts).unwrap(), None),
+        map(&[(1, 10), (2, 20), (3, 30)])
+    );
     let sealed = engine.flush(collection.id()).await.unwrap();
     assert_eq!(sealed.len(), 1);
     assert_eq!(content(&collection), expected);
-    assert_eq!(content_of(&collection.view_at(first.ts), None), map(&[(1, 10), (2, 20), (3, 30)]));
+    assert_eq!(
+        content_of(&collection.view_at(first.ts).unwrap(), None),
+        map(&[(1, 10), (2, 20), (3, 30)])
+    );
     collection.insert(p, rows(&[(3, 31)])).await.unwrap();
     collection.delete(None, Keys::Int(vec![2])).await.unwrap();
     assert_eq!(content(&collection), map(&[(3, 31), (4, 41)]));

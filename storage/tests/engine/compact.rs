@@ -182,15 +182,54 @@ async fn a_view_of_the_past_sees_what_it_saw_before_a_merge() {
         }
     }
     for (ts, expected) in &past {
-        assert_eq!(&content_of(&collection.view_at(*ts), None), expected);
+        assert_eq!(&content_of(&collection.view_at(*ts).unwrap(), None), expected);
     }
     engine.shutdown().await;
     drop((engine, collection));
     let options = Options { retention_ms: 3_600_000, ..by_hand(dir.path()) };
     let engine = Engine::open(options).await.unwrap();
     for (ts, expected) in &past {
-        assert_eq!(&content_of(&find(&engine, "items").view_at(*ts), None), expected);
+        assert_eq!(&content_of(&find(&engine, "items").view_at(*ts).unwrap(), None), expected);
     }
+}
+
+#[tokio::test]
+async fn a_view_of_what_is_not_retained_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicU64::new(1_000_000));
+    let with_retention = |retention_ms| {
+        let clock = Arc::clone(&now);
+        let wall = Wall::new(move || clock.load(Ordering::Relaxed));
+        Options { wall, retention_ms, ..by_hand(dir.path()) }
+    };
+    let (engine, collection) = open_with(with_retention(10_000)).await;
+    insert(&collection, (0..10).map(|i| (i, 0))).await;
+    engine.flush(collection.id()).await.unwrap();
+    let (early, all) = (collection.view().ts(), content(&collection));
+    now.fetch_add(60_000, Ordering::Relaxed);
+    let unchanged = collection.view_at(early).unwrap();
+    assert_eq!(content_of(&unchanged, None), all, "however old it is");
+    collection.delete(None, Keys::Int(vec![1, 2, 3])).await.unwrap();
+    let refusal = collection.view_at(early).unwrap_err().to_string();
+    assert!(
+        refusal.contains("60000 ms ago") && refusal.contains("`retention_seconds`"),
+        "{refusal}"
+    );
+    let late = collection.view().ts();
+    insert(&collection, (1..5).map(|i| (i, 1))).await;
+    now.fetch_add(10_000, Ordering::Relaxed);
+    assert_eq!(content_of(&collection.view_at(late).unwrap(), None).len(), 7);
+    assert_eq!(content_of(&unchanged, None), all, "as it was when it was taken");
+
+    now.fetch_add(1_000, Ordering::Relaxed);
+    compact(&engine, &collection).await;
+    engine.shutdown().await;
+    drop((engine, collection));
+    // What was forgotten does not come back with a longer retention.
+    let engine = Engine::open(with_retention(3_600_000)).await.unwrap();
+    let collection = find(&engine, "items");
+    collection.view_at(late).unwrap_err();
+    assert_eq!(content(&collection).len(), 10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,7 +272,8 @@ async fn rows_past_their_time_are_gone_at_once_and_leave_the_disk() {
     let now = Arc::new(AtomicU64::new(1_000_000));
     let clock = Arc::clone(&now);
     let wall = Wall::new(move || clock.load(Ordering::Relaxed));
-    let (engine, collection) = open_with(Options { wall, ..by_hand(dir.path()) }).await;
+    let options = Options { wall, retention_ms: 60_000, ..by_hand(dir.path()) };
+    let (engine, collection) = open_with(options).await;
     insert(&collection, (0..100).map(|i| (i, 0))).await;
     engine.flush(collection.id()).await.unwrap();
     let early = collection.view().ts();
@@ -249,9 +289,9 @@ async fn rows_past_their_time_are_gone_at_once_and_leave_the_disk() {
     now.fetch_add(6_000, Ordering::Relaxed);
     let expected: Vec<(i64, i64)> = (0..5).chain(100..200).map(|i| (i, 1)).collect();
     assert_eq!(content(&collection), map(&expected));
-    assert_eq!(content_of(&collection.view_at(early), None), map(&[]));
+    assert_eq!(content_of(&collection.view_at(early).unwrap(), None), map(&[]));
     assert_eq!(collection.stats().rows, 105, "what has expired does not count");
-    assert_eq!(content_of(&collection.view_at(Ts::MAX), None).len(), 105);
+    assert_eq!(content_of(&collection.view_at(Ts::MAX).unwrap(), None).len(), 105);
     compact(&engine, &collection).await;
     assert_eq!(content(&collection), map(&expected));
     assert_eq!(collection.stats().rows, 105, "the others are not even there");

@@ -198,7 +198,7 @@ impl Run {
         if !self.past.is_empty() {
             let at = self.random.below(self.past.len() as u64);
             let (ts, expected) = &self.past[usize::try_from(at).unwrap()];
-            let found = content_of(&collection.view_at(*ts), None);
+            let found = content_of(&collection.view_at(*ts).unwrap(), None);
             assert_eq!(&found, expected, "seed {seed}, step {step}, at {ts}");
         }
     }
