@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
+use arrow_array::types::{Float32Type, Int64Type};
 use elanus_index::{Bounds, Cancel, Metric, Query, SearchParams, SparseRow};
 
-use super::script::{DB, EXTRA, KEYED, Operation, by_partition, sparse, vector};
+use super::script::{DB, EXTRA, KEYED, Operation, by_partition, models, sparse, vector};
 use crate::filter::{Templates, compile};
 use crate::{AnnQuery, Engine, Error, ReadView, Scope};
 
@@ -38,6 +38,8 @@ pub(super) struct Model {
 pub(super) struct Contents {
     pub(super) partitions: BTreeMap<String, BTreeMap<i64, Row>>,
     has_extra: bool,
+    /// Which model made the vectors.
+    model: u32,
     indexes: BTreeSet<String>,
     property: Option<String>,
     expire_after: Option<u64>,
@@ -172,12 +174,10 @@ impl Model {
             Operation::Truncate(name) => {
                 self.of(name)?.partitions.values_mut().for_each(BTreeMap::clear);
             }
-            Operation::Flush(name)
-            | Operation::Compact(name)
-            | Operation::Upkeep(name)
-            | Operation::Refill(name) => {
+            Operation::Flush(name) | Operation::Compact(name) | Operation::Upkeep(name) => {
                 self.of(name)?;
             }
+            Operation::Refill(name) => self.of(name)?.model += 1,
             Operation::Expire(name, after) => self.of(name)?.expire_after = Some(*after),
             Operation::Pass(seconds) => self.now += seconds,
             Operation::CreateIndex(name, field) => {
@@ -244,6 +244,7 @@ impl Model {
             let view = collection.view();
             let mut contents = Contents {
                 has_extra: info.schema.field("extra").is_some(),
+                model: models(&info.schema).0,
                 indexes: info.indexes.iter().map(|index| index.field.clone()).collect(),
                 property: info.property("p").map(str::to_owned),
                 expire_after: info.ttl_ms().map(|ms| ms / 1000),
@@ -251,7 +252,7 @@ impl Model {
                 ..Contents::default()
             };
             for partition in &info.partitions {
-                let rows = rows_of(&view, partition.id, contents.has_extra)?;
+                let rows = rows_of(&view, partition.id, &contents)?;
                 contents.partitions.insert(partition.name.clone(), rows);
             }
             assert_eq!(contents.rows().count(), collection.stats().rows, "{}", info.name);
@@ -262,19 +263,30 @@ impl Model {
     }
 }
 
-fn rows_of(view: &ReadView, partition: i64, extra: bool) -> Result<BTreeMap<i64, Row>, Error> {
+/// The rows of a partition. Their vectors are those that the model of the collection makes.
+fn rows_of(
+    view: &ReadView,
+    partition: i64,
+    contents: &Contents,
+) -> Result<BTreeMap<i64, Row>, Error> {
     let scope = Scope { partitions: Some(&[partition]), filter: None, ignore_growing: false };
     let selection = view.select(&scope, &Cancel::never())?;
     let addresses = view.rows_by_key(&selection, 0, None)?;
     assert_eq!(addresses.len(), view.count(&selection));
-    let fields: &[&str] = if extra { &["id", "value", "extra"] } else { &["id", "value"] };
-    let batch = view.take(&addresses, fields)?;
+    let extra = contents.has_extra;
+    let fields = ["id", "value", "vector", "extra"];
+    let batch = view.take(&addresses, &fields[..if extra { 4 } else { 3 }])?;
     let numbers = |i: usize| batch.column(i).as_primitive::<Int64Type>();
     let ids = numbers(0).values();
     assert!(ids.is_sorted_by(|a, b| a < b), "a key occurs twice: {ids:?}");
+    let vectors = batch.column(2).as_fixed_size_list();
     let row = |at: usize| {
-        let extra = extra.then(|| numbers(2).value(at));
-        (ids[at], Row { value: numbers(1).value(at), extra, written: 0 })
+        let (key, value) = (ids[at], numbers(1).value(at));
+        let found = vectors.value(at);
+        let found = found.as_primitive::<Float32Type>().values();
+        assert_eq!(found[..], vector(key, value, contents.model), "the vector of {key}");
+        let extra = extra.then(|| numbers(3).value(at));
+        (key, Row { value, extra, written: 0 })
     };
     Ok((0..batch.num_rows()).map(row).collect())
 }
@@ -288,12 +300,15 @@ fn search(view: &ReadView, contents: &Contents) -> Result<(), Error> {
         let params = SearchParams { k, ef: None, bounds: Bounds::default(), drop_ratio: 0.0 };
         let ann = AnnQuery { field, metric, queries: &[query], params, exact: false };
         let found = view.search(&selection, &ann, &Cancel::never())?.remove(0);
+        if metric == Metric::L2 {
+            assert_eq!(found.first().map(|found| found.score), Some(0.0), "a row and itself");
+        }
         let addresses: Vec<_> = found.iter().map(|found| found.addr).collect();
         let batch = view.take(&addresses, &["id"])?;
         Ok::<_, Error>(batch.column(0).as_primitive::<Int64Type>().values().to_vec())
     };
     for (key, row) in contents.rows().take(3) {
-        let vector = vector(*key, row.value);
+        let vector = vector(*key, row.value, contents.model);
         let found = find("vector", Metric::L2, 1, Query::Dense(bytemuck::cast_slice(&vector)))?;
         assert_eq!(found, vec![*key], "the row nearest to that of {key}");
     }

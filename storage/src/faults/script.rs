@@ -58,7 +58,7 @@ pub(super) enum Operation {
     CreateIndex(&'static str, &'static str),
     DropIndex(&'static str, &'static str),
     AddField(&'static str),
-    /// Makes all vectors anew, as they were, and puts them in place.
+    /// Another model makes all vectors anew, and they are put in place.
     Refill(&'static str),
     Property(&'static str, &'static str),
     Load(&'static str),
@@ -78,8 +78,23 @@ pub(super) fn by_partition(pairs: &[(i64, i64)]) -> [Vec<(i64, i64)>; 2] {
     [0, 1].map(|bit| pairs.iter().filter(|pair| pair.1 & 1 == bit).copied().collect())
 }
 
-pub(super) fn vector(key: i64, value: i64) -> [f32; 2] {
-    [key as f32, value as f32]
+/// What a model makes of a row. The vectors of two models are far from one another.
+pub(super) fn vector(key: i64, value: i64, model: u32) -> [f32; 2] {
+    [key as f32, value as f32 + 1_000.0 * model as f32]
+}
+
+/// The model that makes the vectors that are seen, and the one of those that are pending.
+pub(super) fn models(schema: &Schema) -> (u32, Option<u32>) {
+    let model = |function: &FunctionDef| function.description.parse().unwrap();
+    let seen = schema.functions.first().map_or(0, model);
+    (seen, schema.pending.first().map(|refill| model(&refill.function)))
+}
+
+fn vectors(pairs: &[(i64, i64)], model: u32) -> ArrayRef {
+    let item = Arc::new(ArrowField::new("item", ArrowType::Float32, false));
+    let values = pairs.iter().flat_map(|pair| vector(pair.0, pair.1, model));
+    let values = Arc::new(Float32Array::from_iter_values(values));
+    Arc::new(FixedSizeListArray::new(item, 2, values, None))
 }
 
 pub(super) fn sparse(term: i64) -> Vec<u8> {
@@ -88,20 +103,23 @@ pub(super) fn sparse(term: i64) -> Vec<u8> {
     row
 }
 
-fn batch(pairs: &[(i64, i64)], extra: Option<i64>) -> RecordBatch {
+/// Rows with the vectors of every model that is asked of a collection.
+fn batch(collection: &Collection, pairs: &[(i64, i64)], extra: Option<i64>) -> RecordBatch {
+    let schema = Arc::clone(&collection.info().schema);
     let numbers = |pick: fn(&(i64, i64)) -> i64| -> ArrayRef {
         Arc::new(Int64Array::from_iter_values(pairs.iter().map(pick)))
     };
     let terms = pairs.iter().map(|pair| (pair.1 % 3 != 0).then(|| sparse(pair.1 % 3)));
-    let item = Arc::new(ArrowField::new("item", ArrowType::Float32, false));
-    let values = pairs.iter().flat_map(|pair| vector(pair.0, pair.1));
-    let values = Arc::new(Float32Array::from_iter_values(values));
     let mut columns: Vec<(&str, ArrayRef)> = vec![
         ("id", numbers(|pair| pair.0)),
         ("value", numbers(|pair| pair.1)),
         ("terms", Arc::new(LargeBinaryArray::from_iter(terms))),
-        ("vector", Arc::new(FixedSizeListArray::new(item, 2, values, None))),
     ];
+    let (seen, pending) = models(&schema);
+    columns.push((schema.field("vector").unwrap().column(), vectors(pairs, seen)));
+    for field in schema.pending_fields() {
+        columns.push((field.column(), vectors(pairs, pending.unwrap())));
+    }
     if let Some(extra) = extra {
         columns.push(("extra", Arc::new(Int64Array::from_value(extra, pairs.len()))));
     }
@@ -134,41 +152,28 @@ fn new_collection(name: &str) -> NewCollection {
     }
 }
 
-/// The rows with a column for every field that is or was made anew.
-fn with_all_columns(collection: &Collection, rows: &RecordBatch) -> RecordBatch {
-    let info = collection.info();
-    let named = |name: &str| rows.column_by_name(name).map(Arc::clone);
-    let mut columns: Vec<(String, ArrayRef)> = (rows.schema_ref().fields().iter())
-        .filter_map(|field| Some((field.name().clone(), named(field.name())?)))
-        .collect();
-    for field in info.schema.stored_fields().filter(|field| field.column.is_some()) {
-        columns.extend(named(&field.name).map(|column| (field.column().to_owned(), column)));
-    }
-    RecordBatch::try_from_iter(columns).unwrap()
-}
-
-/// Makes the vectors of all rows anew. `version` tells one such change from another.
+/// Has the next model make the vectors of all rows.
 async fn refill(engine: &Engine, name: &str) -> Result<(), Error> {
     let collection = find(engine, name)?;
-    let function = |version: u32| FunctionDef {
+    let function = |model: u32| FunctionDef {
         id: 0,
         name: "f".into(),
-        description: version.to_string(),
+        description: model.to_string(),
         kind: 1,
         inputs: vec!["id".into(), "value".into()],
         outputs: vec!["vector".into()],
         params: vec![],
     };
-    let version = collection.info().schema.version;
-    let (now, pending) = (vec![function(0)], vec![function(version)]);
-    let change = CollectionChange::Functions { of: version, now, pending };
+    let schema = Arc::clone(&collection.info().schema);
+    let (seen, _) = models(&schema);
+    let (now, pending) = (vec![function(seen)], vec![function(seen + 1)]);
+    let change = CollectionChange::Functions { of: schema.version, now, pending };
     engine.alter_collection(DB, name, change).await?;
     while let Some(rows) = engine.next_unfilled(collection.id(), 3).await? {
         let numbers = |at: usize| rows.inputs.column(at).as_primitive::<Int64Type>().values();
         let pairs: Vec<(i64, i64)> =
             numbers(0).iter().copied().zip(numbers(1).iter().copied()).collect();
-        let vectors = batch(&pairs, None).column_by_name("vector").map(Arc::clone).unwrap();
-        engine.fill(rows, vec![vectors]).await?;
+        engine.fill(rows, vec![vectors(&pairs, seen + 1)]).await?;
     }
     assert!(engine.end_refill(collection.id()).await?, "every row has a vector");
     Ok(())
@@ -194,11 +199,10 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
             tokio::time::sleep(Duration::from_micros(200)).await;
         }
     };
-    let insert = async |name: &str, partition_name: &str, batch: RecordBatch| {
+    let insert = async |name: &str, partition_name: &str, pairs: &[(i64, i64)], extra| {
         let collection = find(engine, name)?;
         let partition = partition(&collection, partition_name)?;
-        let batch = with_all_columns(&collection, &batch);
-        collection.insert(partition, batch).await.map(drop)
+        collection.insert(partition, batch(&collection, pairs, extra)).await.map(drop)
     };
     let alter = async |name: &str, change: CollectionChange| {
         find(engine, name)?;
@@ -217,12 +221,10 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
         }
         Operation::Drop(name) => engine.drop_collection(DB, name).await,
         Operation::Rename(old, new) => engine.rename_collection(DB, old, DB, new).await,
-        Operation::Insert(name, partition, pairs) => {
-            insert(name, partition, batch(pairs, None)).await
-        }
+        Operation::Insert(name, partition, pairs) => insert(name, partition, pairs, None).await,
         Operation::InsertBoth(name, first, second) => {
             let collection = find(engine, name)?;
-            let rows = |pairs: &[(i64, i64)]| with_all_columns(&collection, &batch(pairs, None));
+            let rows = |pairs: &[(i64, i64)]| batch(&collection, pairs, None);
             let parts = vec![
                 (partition(&collection, "_default")?, rows(first)),
                 (partition(&collection, "other")?, rows(second)),
@@ -233,13 +235,12 @@ pub(super) async fn run(engine: &Engine, operation: &Operation) -> Result<(), Er
             let collection = find(engine, name)?;
             let mut parts = Vec::new();
             for (name, pairs) in KEYED.iter().zip(by_partition(pairs)) {
-                let rows = with_all_columns(&collection, &batch(&pairs, None));
-                parts.push((partition(&collection, name)?, rows));
+                parts.push((partition(&collection, name)?, batch(&collection, &pairs, None)));
             }
             collection.insert_all(parts).await.map(drop)
         }
         Operation::InsertExtra(name, pairs, extra) => {
-            insert(name, "_default", batch(pairs, Some(*extra))).await
+            insert(name, "_default", pairs, Some(*extra)).await
         }
         Operation::Delete(name, keys) => {
             find(engine, name)?.delete(None, Keys::Int(keys.clone())).await.map(drop)
