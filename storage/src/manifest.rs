@@ -160,6 +160,15 @@ pub(crate) struct Edit {
     pub(crate) forgotten: Ts,
 }
 
+impl Edit {
+    /// Takes away what was made later of a field's column, and the indexes over it.
+    pub(crate) fn clear_column(&mut self, segment: &SegmentEntry, field: i64) {
+        self.drop_columns.push((segment.id, field));
+        let over_it = segment.indexes.iter().filter(|index| index.field == field);
+        self.drop_indexes.extend(over_it.map(|index| (segment.id, index.clone())));
+    }
+}
+
 /// What must hold for every commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invariant {

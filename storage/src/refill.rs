@@ -242,7 +242,10 @@ fn fill_field(
     let version = collection.version();
     let segment = version.segments.iter().find(|segment| segment.id == id);
     let Some(Body::Sealed(sealed)) = segment.map(|segment| &segment.body) else { return Ok(false) };
-    let mut runs = sealed.filled_runs(field)?;
+    let Ok(mut runs) = sealed.filled_runs(field) else {
+        drop_damaged(core, collection)?;
+        return Ok(false);
+    };
     let next = runs.iter().map(|run| run.len()).sum::<usize>();
     if next != first as usize || sealed.has_column(field) {
         return Ok(false);
@@ -272,13 +275,18 @@ fn fill_field(
         let mut guard = collection.manifests();
         let manifests = open_manifests(collection, &mut guard)?;
         let is_pending = collection.info().schema.pending_fields().any(|f| f.id == field.id);
-        if !is_pending || manifests.current().segment(id).is_none() {
-            return Ok(false);
+        let entry = manifests.current().segment(id).filter(|_| is_pending);
+        let Some(entry) = entry else { return Ok(false) };
+        let mut edit = Edit { columns: vec![(id, written.clone())], ..Edit::default() };
+        // The first rows take the place of all that there was, which may be damaged.
+        if first == 0 {
+            edit.clear_column(entry, field.id);
         }
+        let cleared = edit.clone();
         // Opened before the commit: what was committed must not fail to take its place.
-        let column = sealed.open_column(written.clone())?;
-        let edit = Edit { columns: vec![(id, written)], ..Edit::default() };
+        let column = sealed.open_column(written)?;
         manifests.commit(edit, core.clock.now())?;
+        clear(sealed, &cleared);
         sealed.put_column(column);
         Ok(true)
     };
@@ -293,6 +301,45 @@ fn fill_field(
     }
 }
 
+/// Takes away what an edit takes away of one segment.
+fn clear(sealed: &SealedSegment, edit: &Edit) {
+    edit.drop_indexes.iter().for_each(|(_, index)| sealed.drop_index(index));
+    edit.drop_columns.iter().for_each(|(_, field)| sealed.drop_column(*field));
+}
+
+/// Takes columns away that nobody sees yet and that are damaged, so that they are made again.
+/// Whether there were any. Reads all of them, once.
+fn drop_damaged(core: &Core, collection: &Collection) -> Result<bool, Error> {
+    let (info, version) = (collection.info(), collection.version());
+    let mut damaged = Vec::new();
+    for segment in &version.segments {
+        let Body::Sealed(sealed) = &segment.body else { continue };
+        for field in info.schema.pending_fields() {
+            if let Err(error) = sealed.filled_runs(field) {
+                tracing::warn!(
+                    %error, segment = segment.id, field = field.id,
+                    "a column that nobody sees yet is damaged; it is made again"
+                );
+                damaged.push((segment.id, field.id, sealed));
+            }
+        }
+    }
+    if damaged.is_empty() {
+        return Ok(false);
+    }
+    let mut guard = collection.manifests();
+    let manifests = open_manifests(collection, &mut guard)?;
+    for (id, field, sealed) in &damaged {
+        // Merged or dropped meanwhile, it is gone with its segment.
+        let Some(entry) = manifests.current().segment(*id) else { continue };
+        let mut edit = Edit::default();
+        edit.clear_column(entry, *field);
+        manifests.commit(edit.clone(), core.clock.now())?;
+        clear(sealed, &edit);
+    }
+    Ok(true)
+}
+
 fn end_refill(core: &Arc<Core>, id: i64) -> Result<bool, Error> {
     let collection = core.require(id)?;
     // What was let in before the columns were pending is applied, and seen below, when the log
@@ -303,6 +350,10 @@ fn end_refill(core: &Arc<Core>, id: i64) -> Result<bool, Error> {
         return Err(damage.duplicate());
     }
     if collection.info().schema.pending.is_empty() || !collection.is_filled() {
+        return Ok(false);
+    }
+    // What is seen from now on was read whole.
+    if drop_damaged(core, &collection)? {
         return Ok(false);
     }
     let info = core.commit_catalog(|catalog, ts| catalog.end_refill(id, ts))?;

@@ -33,7 +33,7 @@ pub use verify::verify;
 pub enum Severity {
     /// Data is lost or unreadable.
     Damage,
-    /// An index that the node builds anew by itself.
+    /// What the node makes anew by itself: an index, or a column that nobody sees yet.
     Index,
     /// Left behind by a crash; the next start removes it.
     Leftover,

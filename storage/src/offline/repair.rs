@@ -112,7 +112,17 @@ impl Work {
             if info.partition_by_id(entry.partition).is_none() {
                 continue;
             }
-            match open_whole(&dir, info, entry) {
+            let opened = open_whole(&dir, info, entry);
+            let unseen = opened.iter().flat_map(|sealed| sealed.damaged_unseen(&info.schema, true));
+            for (field, error) in unseen {
+                self.done.dropped.push(format!(
+                    "collection `{}` ({}): the column of field {field} that is being made for segment \
+                     {}; it is made again, because {error}",
+                    info.name, info.id, entry.id
+                ));
+                edit.clear_column(entry, field);
+            }
+            match opened {
                 Ok(sealed) => match open_deletes(&dir, entry) {
                     Ok(_) => sound.push(sealed),
                     Err(error) => bare.push((entry, sealed, error)),
@@ -149,10 +159,11 @@ impl Work {
                 edit.deletes.push((entry.id, file));
             }
         }
-        if self.act && !(edit.remove.is_empty() && edit.deletes.is_empty()) {
+        let changes = !(edit.remove.is_empty() && edit.deletes.is_empty());
+        if self.act && (changes || !edit.drop_columns.is_empty()) {
             let mut manifests = Manifests::open(&self.blobs, info.id)?;
             let changed = edit.remove.iter().chain(edit.deletes.iter().map(|(id, _)| id));
-            let old: Vec<String> = (changed.filter_map(|id| manifest.segment(*id)))
+            let mut old: Vec<String> = (changed.filter_map(|id| manifest.segment(*id)))
                 .flat_map(|entry| {
                     let gone = edit.remove.contains(&entry.id).then_some(entry);
                     let columns = gone.into_iter().flat_map(|entry| &entry.columns);
@@ -162,6 +173,11 @@ impl Work {
                         .cloned()
                 })
                 .collect();
+            for (id, field) in &edit.drop_columns {
+                let columns = manifest.segment(*id).into_iter().flat_map(|entry| &entry.columns);
+                let of_field = columns.filter(|column| column.field == *field);
+                old.extend(of_field.map(|column| column.data.file.clone()));
+            }
             manifests.commit(edit, manifest.ts)?;
             for file in old {
                 self.set_aside(&format!("{}/{file}", collection_dir(info.id)))?;
@@ -270,7 +286,7 @@ fn open_whole(
     entry: &SegmentEntry,
 ) -> Result<SealedSegment, Error> {
     let sealed = SealedSegment::open(dir, &info.schema, entry, Arc::new(NoRepair))?;
-    sealed.check_columns()?;
+    sealed.check_columns(&info.schema)?;
     sealed.keys()?;
     Ok(sealed)
 }

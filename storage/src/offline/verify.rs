@@ -150,8 +150,12 @@ impl Check {
                 self.report.note_error(severity, &path, &error);
             }
         }
+        for (_, error) in sealed.damaged_unseen(&info.schema, self.deep) {
+            self.report.note_error(Severity::Index, &path, &error);
+        }
         if self.deep {
-            let checked = sealed.check_columns().and_then(|()| check_rows(&sealed, entry));
+            let checked =
+                sealed.check_columns(&info.schema).and_then(|()| check_rows(&sealed, entry));
             if let Err(error) = checked {
                 self.report.note_error(Severity::Damage, &path, &error);
                 return None;

@@ -75,15 +75,19 @@ pub(crate) struct SealedSegment {
     key_name: String,
     /// Columns that were made after the file was written.
     later: Parts<Later>,
+    /// Fields whose columns were made after the file, and could not be opened.
+    lost: Vec<(i64, Error)>,
     indexes: Parts<Index>,
     repair: Arc<dyn Repair>,
 }
 
 impl SealedSegment {
-    /// Opens the files of a manifest's entry in the collection's directory.
+    /// Opens the files of a manifest's entry in the collection's directory. A column that nobody sees
+    /// yet and that cannot be opened is left out: it is made again.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if the data file is not the one that the manifest means.
+    /// [`Error::Corrupt`] if the data file is not the one that the manifest means, or a column that
+    /// is seen not that.
     pub(crate) fn open(
         dir: &Arc<Published>,
         schema: &Schema,
@@ -95,9 +99,22 @@ impl SealedSegment {
         let layout = Layout::of(bytes).map_err(|detail| Error::corrupt(file.path(), detail))?;
         (layout.check(entry.id, &entry.data))
             .map_err(|detail| Error::corrupt(file.path(), detail))?;
-        let later = (entry.columns.iter())
-            .map(|column| Later::open(dir, entry.id, entry.rows, column.clone()).map(Arc::new))
-            .collect::<Result<_, _>>()?;
+        let (mut later, mut lost) = (Vec::new(), Vec::new());
+        for column in &entry.columns {
+            match Later::open(dir, entry.id, entry.rows, column.clone()) {
+                Ok(column) => later.push(Arc::new(column)),
+                Err(error) if is_unseen(schema, column.field) => {
+                    tracing::warn!(
+                        %error, segment = entry.id, field = column.field,
+                        "a column that nobody sees yet is not usable; it is made again"
+                    );
+                    lost.push((column.field, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // Runs of rows are only of use one after another.
+        later.retain(|later| lost.iter().all(|(field, _)| *field != later.entry.field));
         let columns = layout.schema.fields().iter().map(|_| OnceLock::new()).collect();
         let indexes =
             (entry.indexes.iter()).map(|index| Arc::new(Index::new(dir, index.clone()))).collect();
@@ -113,6 +130,7 @@ impl SealedSegment {
             keys: OnceLock::new(),
             key_name: schema.primary().name.clone(),
             later: Parts::new(later),
+            lost,
             indexes: Parts::new(indexes),
             repair,
         })
@@ -308,10 +326,27 @@ impl SealedSegment {
         self.indexes.load()
     }
 
-    /// Verifies every column.
-    pub(crate) fn check_columns(&self) -> Result<(), Error> {
+    /// Verifies every column but those that nobody sees yet.
+    pub(crate) fn check_columns(&self, schema: &Schema) -> Result<(), Error> {
         (0..self.columns.len()).try_for_each(|at| self.column_at(at).map(drop))?;
-        self.later.load().iter().try_for_each(|later| later.values().map(drop))
+        let later = self.later.load();
+        let mut seen = later.iter().filter(|later| !is_unseen(schema, later.entry.field));
+        seen.try_for_each(|later| later.values().map(drop))
+    }
+
+    /// The fields of columns that nobody sees yet and that are damaged, each once; with `deep` their
+    /// values are verified, too.
+    pub(crate) fn damaged_unseen(&self, schema: &Schema, deep: bool) -> Vec<(i64, Error)> {
+        let mut damaged: Vec<(i64, Error)> =
+            self.lost.iter().map(|(field, error)| (*field, error.duplicate())).collect();
+        for later in
+            self.later.load().iter().filter(|later| deep && is_unseen(schema, later.entry.field))
+        {
+            damaged.extend(later.values().err().map(|error| (later.entry.field, error)));
+        }
+        damaged.sort_by_key(|(field, _)| *field);
+        damaged.dedup_by_key(|(field, _)| *field);
+        damaged
     }
 
     /// Verifies an index of this segment as a search would open it.
@@ -353,6 +388,11 @@ impl SealedSegment {
 
 fn to_u32(rows: usize) -> u32 {
     u32::try_from(rows).expect("segments have 32-bit rows")
+}
+
+/// Whether no field of a schema reads the column of a field: it is pending, or given up.
+fn is_unseen(schema: &Schema, field: i64) -> bool {
+    schema.fields.iter().all(|seen| seen.id != field)
 }
 
 fn check_type(path: &Path, field: &Field, found: &ArrowType) -> Result<(), Error> {

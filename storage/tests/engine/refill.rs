@@ -1,6 +1,6 @@
 //! Columns that are made anew while rows come and go: nobody sees a mix of old and new.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, Record
 use arrow_schema::{DataType as ArrowType, Field as ArrowField};
 use elanus_index::{Cancel, Metric, Query, SearchParams};
 use elanus_storage::catalog::DEFAULT_DB;
-use elanus_storage::offline::verify;
+use elanus_storage::offline::{Severity, repair, verify};
 use elanus_storage::schema::{DataType, FunctionDef};
 use elanus_storage::{
     AnnQuery, Collection, CollectionChange, Engine, Error, GraphDef, Keys, NewIndex, Options,
@@ -382,4 +382,103 @@ async fn nobody_sees_a_mix_while_rows_are_written_merged_and_searched() {
     writer.await.unwrap();
     assert_eq!(found(&collection.view()), all(0..50, 5));
     engine.shutdown().await;
+}
+
+/// The files of columns, oldest first.
+fn column_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = files(dir);
+    found.retain(|path| path.extension().is_some_and(|ending| ending == "column"));
+    found.sort();
+    found
+}
+
+const DAMAGES: [fn(&Path); 3] = [
+    // In the values, which lie between header and footer.
+    |path| {
+        let mut bytes = fs_err::read(path).unwrap();
+        let value = 9.0_f32.to_le_bytes();
+        let at = bytes.windows(4).position(|found| found == value).unwrap();
+        bytes[at + 1] ^= 1;
+        fs_err::write(path, bytes).unwrap();
+    },
+    |path| {
+        let file = fs_err::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - 9).unwrap();
+    },
+    |path| fs_err::remove_file(path).unwrap(),
+];
+
+#[tokio::test]
+async fn a_damaged_column_that_nobody_sees_yet_is_named_and_made_again() {
+    for (kind, damage) in DAMAGES.iter().enumerate() {
+        // Complete, or the second of some runs.
+        for most in [100, 6] {
+            let dir = tempfile::tempdir().unwrap();
+            let (engine, collection) = with_function(dir.path()).await;
+            insert(&collection, &(0..30).collect::<Vec<_>>()).await;
+            alter(&engine, 1, Some(2)).await;
+            for _ in 0..2 {
+                fill_some(&engine, &collection, most).await;
+            }
+            engine.shutdown().await;
+            drop((engine, collection));
+            let file = column_files(dir.path()).pop().unwrap();
+            damage(&file);
+            let report = verify(dir.path(), true).unwrap();
+            let [finding] = &report.findings[..] else { panic!("{kind} {most}: {report:?}") };
+            assert_eq!((finding.severity, &finding.path), (Severity::Index, &file), "{finding:?}");
+
+            let copy = tempfile::tempdir().unwrap();
+            copy_dir(dir.path(), copy.path());
+            let dropped = repair(copy.path(), true).unwrap().dropped;
+            assert!(dropped[0].contains("is made again") && dropped.len() == 1, "{dropped:?}");
+            assert_eq!(verify(copy.path(), true).unwrap().findings, []);
+            assert_eq!(column_files(&copy.path().join("data")).len(), 0);
+            for dir in [dir.path(), copy.path()] {
+                let engine = start(dir).await;
+                assert_eq!(engine.health().damaged, []);
+                let collection = find(&engine, "items");
+                assert_eq!(found(&collection.view()), all(0..30, 1));
+                insert(&collection, &[30]).await;
+                let mut rounds = 0;
+                loop {
+                    while fill_some(&engine, &collection, 7).await {}
+                    rounds += 1;
+                    if engine.end_refill(collection.id()).await.unwrap() {
+                        break;
+                    }
+                    assert!(rounds < 4, "{kind} {most}: it does not end");
+                }
+                assert_eq!(found(&collection.view()), all(0..31, 2), "{kind} {most}");
+                engine.shutdown().await;
+                assert!(verify(dir, true).unwrap().is_sound());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_column_that_is_seen_is_an_error() {
+    for damage in DAMAGES {
+        let dir = tempfile::tempdir().unwrap();
+        let (engine, collection) = with_function(dir.path()).await;
+        insert(&collection, &(0..10).collect::<Vec<_>>()).await;
+        alter(&engine, 1, Some(2)).await;
+        while fill_some(&engine, &collection, 100).await {}
+        assert!(engine.end_refill(collection.id()).await.unwrap());
+        engine.shutdown().await;
+        drop((engine, collection));
+        let file = column_files(dir.path()).pop().unwrap();
+        damage(&file);
+        let report = verify(dir.path(), true).unwrap();
+        assert!(!report.is_sound() && report.findings[0].path == file, "{report:?}");
+        let engine = start(dir.path()).await;
+        let view = find(&engine, "items").view();
+        let taken = view
+            .select(&Scope::default(), &Cancel::never())
+            .and_then(|selection| view.take(&view.rows_by_key(&selection, 0, None)?, &["v"]));
+        let error = taken.unwrap_err().to_string();
+        assert!(error.contains(file.file_name().unwrap().to_str().unwrap()), "{error}");
+        engine.shutdown().await;
+    }
 }
