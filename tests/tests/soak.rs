@@ -24,12 +24,12 @@ const PULSE: &str = "pulse";
 /// Rows of the small collection.
 const ROWS: i64 = 20;
 /// Numbers written between two seals of the small collection.
-const SEAL_EVERY: i64 = 5_000;
+const SEAL_EVERY: i64 = 1_000;
 
 /// For how many seconds the node keeps what is deleted or replaced.
 const RETENTION: usize = 60;
-/// Seconds after which as much is forgotten as comes.
-const WARM_UP: usize = 2 * RETENTION;
+/// Seconds after which as much is forgotten as comes, and the ledgers are full.
+const WARM_UP: usize = 4 * RETENTION;
 /// Own memory may be more by this share of it at the end, in percent.
 const MOST_GROWTH: u64 = 10;
 
