@@ -273,6 +273,38 @@ def run_torch(model):
     return run
 
 
+def questions():
+    """Questions of 16 tokens to a node, one at a time: seconds as a client sees them, and what of each was not
+    the forward pass."""
+    with tempfile.TemporaryDirectory() as folder, Node(Path(folder) / "data", arguments.dir) as node:
+        endpoint = json.loads((node.data_dir / "endpoint.json").read_text())
+        metrics = f"http://{endpoint['ops']}/metrics"
+        connection = http.client.HTTPConnection(endpoint["grpc"])
+
+        def run_seconds():
+            page = urllib.request.urlopen(metrics).read().decode()
+            return float(re.search(r"^elanus_model_run_seconds\S* (\S+)$", page, re.MULTILINE)[1])
+
+        def ask(seed):
+            body = json.dumps({"model": name, "input": text(16, seed), "input_type": "query"})
+            start = time.perf_counter()
+            connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                sys.exit(f"the node answers {answer.status} to a question")
+            return time.perf_counter() - start
+
+        for seed in range(20):
+            ask(5000 + seed)
+        seen, beside, run = [], [], run_seconds()
+        for seed in range(arguments.questions):
+            seen.append(ask(6000 + seed))
+            run, before = run_seconds(), run
+            beside.append(seen[-1] - (run - before))
+    return seen, beside
+
+
 model = make()
 plain, quantized = arguments.dir / f"{name}.onnx", arguments.dir / f"{name}.int8.onnx"
 if not plain.exists():
@@ -311,38 +343,6 @@ while len(rounds) < arguments.rounds:
     print(f"round {len(rounds)} after {time.monotonic() - began:.0f} s", file=sys.stderr)
 seen, beside = questions()
 long = {precision: ours(precision, LONG, False) for precision in ("f32", "int8")}
-
-
-def questions():
-    """Questions of 16 tokens to a node, one at a time: seconds as a client sees them, and what of each was not
-    the forward pass."""
-    with tempfile.TemporaryDirectory() as folder, Node(Path(folder) / "data", arguments.dir) as node:
-        endpoint = json.loads((node.data_dir / "endpoint.json").read_text())
-        metrics = f"http://{endpoint['ops']}/metrics"
-        connection = http.client.HTTPConnection(endpoint["grpc"])
-
-        def run_seconds():
-            page = urllib.request.urlopen(metrics).read().decode()
-            return float(re.search(r"^elanus_model_run_seconds\S* (\S+)$", page, re.MULTILINE)[1])
-
-        def ask(seed):
-            body = json.dumps({"model": name, "input": text(16, seed), "input_type": "query"})
-            start = time.perf_counter()
-            connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status != 200:
-                sys.exit(f"the node answers {answer.status} to a question")
-            return time.perf_counter() - start
-
-        for seed in range(20):
-            ask(5000 + seed)
-        seen, beside, run = [], [], run_seconds()
-        for seed in range(arguments.questions):
-            seen.append(ask(6000 + seed))
-            run, before = run_seconds(), run
-            beside.append(seen[-1] - (run - before))
-    return seen, beside
 
 
 def rate(engine, case):
