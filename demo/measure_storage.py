@@ -165,6 +165,8 @@ def measure_inserts(folder: Path, rows: int, peers: dict, chance: np.random.Gene
         print(f"insert {rows:,} rows × 384: {ours:,.0f} rows/s, {BATCH_ROWS:,} a call, one connection")
         client.flush("measured")
         client.search("measured", [vectors[0]], limit=1)
+        # What the heap has free goes back several times a second.
+        time.sleep(1)
         raw, resident = vectors.nbytes / 1e6, resident_mb(node.pid) * 1.048576
         print(f"resident {resident:.0f} MB for {raw:.0f} MB of vectors ({resident / raw:.2f} ×), idle {idle:.0f}")
         client.close()
