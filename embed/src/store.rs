@@ -110,7 +110,9 @@ impl ModelStore {
             refuse_longer,
             unnormalized,
         } = request;
-        let bytes = queued_bytes(&texts)?;
+        // Each text gets the prompt; those that models declare are short.
+        let prompts = texts.len().saturating_mul(prompt.as_ref().map_or(0, String::len));
+        let bytes = queued_bytes(&texts)?.saturating_add(prompts);
         let count = texts.len();
         let name = model.to_owned();
         let prepare = move |slot: &Slot, model: &Model| {

@@ -74,7 +74,7 @@ impl Pools {
             let (sharers, jobs) = (Arc::clone(&sharers), jobs.clone());
             // It ends when the pools are dropped.
             let run = move || {
-                SHARERS.with(|mine| mine.get_or_init(|| sharers).current_num_threads());
+                SHARERS.with(|mine| mine.set(sharers)).expect("a new thread has none");
                 jobs.iter().for_each(|job| job());
             };
             std::thread::Builder::new()
