@@ -27,30 +27,43 @@ macro_rules! copied_tail {
 macro_rules! row_loops {
     ($features:literal) => {
         /// Calls `visit(query lane, row lane, the row's sums)` for every step and returns the
-        /// totals.
+        /// totals. With `MORE`, rows follow these and are asked for meanwhile.
         #[target_feature(enable = $features)]
         #[inline]
-        fn fold<const ROWS: usize, const SUMS: usize>(
+        fn fold<const ROWS: usize, const SUMS: usize, const MORE: bool>(
             query: &[u8],
             rows: [&[u8]; ROWS],
             visit: impl Fn(Lane, Lane, &mut [Sum; SUMS]),
         ) -> [[f32; SUMS]; ROWS] {
             let (query_steps, query_tail) = query.as_chunks::<STEP>();
-            let split = rows.map(|row| {
-                assert_eq!(row.len(), query.len(), "a row as wide as the query");
-                row.as_chunks::<STEP>()
-            });
-            let steps = split.map(|(steps, _)| &steps[..query_steps.len()]);
+            // Loops, not `map`: a closure made in a function with target features has them too,
+            // and `map`, which has not, cannot inline it.
+            let mut steps: [&[[u8; STEP]]; ROWS] = [&[]; ROWS];
+            let mut tails: [&[u8]; ROWS] = [&[]; ROWS];
+            for row in 0..ROWS {
+                assert_eq!(rows[row].len(), query.len(), "a row as wide as the query");
+                let (whole, tail) = rows[row].as_chunks();
+                (steps[row], tails[row]) = (&whole[..query_steps.len()], tail);
+            }
+            // What comes next is beyond these rows, however wide they are.
+            let ahead = super::BYTES_AHEAD.max(ROWS * query.len());
             let mut even = [[zero(); SUMS]; ROWS];
             let mut odd = even;
             let mut at = 0;
             while at + 1 < query_steps.len() {
                 let lane = load(&query_steps[at]);
                 for row in 0..ROWS {
+                    if MORE {
+                        prefetch_beyond(&steps[row][at], ahead);
+                    }
                     visit(lane, load(&steps[row][at]), &mut even[row]);
                 }
                 let lane = load(&query_steps[at + 1]);
                 for row in 0..ROWS {
+                    // Two steps of less than a cache line are asked for as one.
+                    if MORE && STEP >= 64 {
+                        prefetch_beyond(&steps[row][at + 1], ahead);
+                    }
                     visit(lane, load(&steps[row][at + 1]), &mut odd[row]);
                 }
                 at += 2;
@@ -64,7 +77,7 @@ macro_rules! row_loops {
             if !query_tail.is_empty() {
                 let lane = load_tail(query_tail);
                 for row in 0..ROWS {
-                    visit(lane, load_tail(split[row].1), &mut odd[row]);
+                    visit(lane, load_tail(tails[row]), &mut odd[row]);
                 }
             }
             let mut totals = [[0.0; SUMS]; ROWS];
@@ -90,7 +103,10 @@ macro_rules! row_loops {
             let mut groups = rows.chunks_exact(width * ROWS);
             let mut scores = out.chunks_exact_mut(ROWS);
             for (group, scores) in groups.by_ref().zip(scores.by_ref()) {
-                let rows = std::array::from_fn(|row| &group[row * width..(row + 1) * width]);
+                let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
+                for (row, bytes) in rows.iter_mut().zip(group.chunks_exact(width)) {
+                    *row = bytes;
+                }
                 scores.copy_from_slice(&several(rows));
             }
             let rest = groups.remainder().chunks_exact(width);
@@ -109,31 +125,53 @@ macro_rules! dense_metrics {
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn l2<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
-            let totals = fold(query, rows, |query, row, [sum]: &mut [Sum; 1]| {
+        fn l2<const ROWS: usize, const MORE: bool>(
+            query: &[u8],
+            rows: [&[u8]; ROWS],
+        ) -> [f32; ROWS] {
+            let totals = fold::<ROWS, 1, MORE>(query, rows, |query, row, [sum]: &mut [Sum; 1]| {
                 let apart = difference(query, row);
                 *sum = multiply_add(apart, apart, *sum);
             });
-            totals.map(|[square]| square)
+            let mut results = [0.0; ROWS];
+            for (result, [total]) in results.iter_mut().zip(totals) {
+                *result = total;
+            }
+            results
         }
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn ip<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
-            let totals = fold(query, rows, |query, row, [sum]: &mut [Sum; 1]| {
+        fn ip<const ROWS: usize, const MORE: bool>(
+            query: &[u8],
+            rows: [&[u8]; ROWS],
+        ) -> [f32; ROWS] {
+            let totals = fold::<ROWS, 1, MORE>(query, rows, |query, row, [sum]: &mut [Sum; 1]| {
                 *sum = multiply_add(query, row, *sum);
             });
-            totals.map(|[dot]| dot)
+            let mut results = [0.0; ROWS];
+            for (result, [total]) in results.iter_mut().zip(totals) {
+                *result = total;
+            }
+            results
         }
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn cosine<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
-            let totals = fold(query, rows, |query, row, [dot, square]: &mut [Sum; 2]| {
-                *dot = multiply_add(query, row, *dot);
-                *square = multiply_add(row, row, *square);
-            });
-            totals.map(|[dot, square]| if square > 0.0 { dot / square.sqrt() } else { 0.0 })
+        fn cosine<const ROWS: usize, const MORE: bool>(
+            query: &[u8],
+            rows: [&[u8]; ROWS],
+        ) -> [f32; ROWS] {
+            let totals =
+                fold::<ROWS, 2, MORE>(query, rows, |query, row, [dot, square]: &mut [Sum; 2]| {
+                    *dot = multiply_add(query, row, *dot);
+                    *square = multiply_add(row, row, *square);
+                });
+            let mut results = [0.0; ROWS];
+            for (result, [dot, square]) in results.iter_mut().zip(totals) {
+                *result = if square > 0.0 { dot / square.sqrt() } else { 0.0 };
+            }
+            results
         }
 
         /// Only to be called where the machine has this module's features.
@@ -156,14 +194,14 @@ macro_rules! entry {
                 query,
                 rows,
                 out,
-                |rows: [&[u8]; $rows]| $metric(query, rows),
-                |row| $metric(query, [row])[0],
+                |rows: [&[u8]; $rows]| $metric::<$rows, true>(query, rows),
+                |row| $metric::<1, false>(query, [row])[0],
             );
         }
         Kernel {
             // SAFETY: `Kernel::at` hands this table out only after the machine was found to have
             // the features, which is all that calling the function asks for.
-            pair: |query, row| unsafe { $metric(query, [row])[0] },
+            pair: |query, row| unsafe { $metric::<1, false>(query, [row])[0] },
             // SAFETY: as above.
             block: |query, rows, out| unsafe { consecutive(query, rows, out) },
         }

@@ -5,7 +5,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Kernel, scalar};
+use super::{BYTES_AHEAD, Kernel, scalar};
 use crate::{Elem, Metric};
 
 pub(super) fn is_available() -> bool {
@@ -133,3 +133,7 @@ fn load64(bytes: &[u8; 8]) -> uint8x8_t {
     // SAFETY: the reference covers the 8 bytes read; the load asks for no alignment.
     unsafe { vld1_u8(bytes.as_ptr()) }
 }
+
+/// Nothing: the processor follows consecutive rows by itself.
+#[inline]
+fn prefetch_beyond(_row: &[u8], _bytes: usize) {}

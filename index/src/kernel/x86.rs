@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Step, UNTOUCHED, scalar};
+use super::{BYTES_AHEAD, Kernel, Step, UNTOUCHED, scalar};
 use crate::{Elem, Metric};
 
 pub(super) fn has_avx2() -> bool {
@@ -301,21 +301,36 @@ mod bits512 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
     #[inline]
-    fn hamming<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
-        let totals = fold(query, rows, |query, row, [sum]: &mut [Sum; 1]| {
+    fn hamming<const ROWS: usize, const MORE: bool>(
+        query: &[u8],
+        rows: [&[u8]; ROWS],
+    ) -> [f32; ROWS] {
+        let totals = fold::<ROWS, 1, MORE>(query, rows, |query, row, [sum]: &mut [Sum; 1]| {
             *sum = count(_mm512_xor_si512(query, row), *sum);
         });
-        totals.map(|[differing]| differing)
+        let mut results = [0.0; ROWS];
+        for (result, [differing]) in results.iter_mut().zip(totals) {
+            *result = differing;
+        }
+        results
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
     #[inline]
-    fn jaccard<const ROWS: usize>(query: &[u8], rows: [&[u8]; ROWS]) -> [f32; ROWS] {
-        let totals = fold(query, rows, |query, row, [both, either]: &mut [Sum; 2]| {
-            *both = count(_mm512_and_si512(query, row), *both);
-            *either = count(_mm512_or_si512(query, row), *either);
-        });
-        totals.map(|[both, either]| scalar::jaccard_distance(both, either))
+    fn jaccard<const ROWS: usize, const MORE: bool>(
+        query: &[u8],
+        rows: [&[u8]; ROWS],
+    ) -> [f32; ROWS] {
+        let totals =
+            fold::<ROWS, 2, MORE>(query, rows, |query, row, [both, either]: &mut [Sum; 2]| {
+                *both = count(_mm512_and_si512(query, row), *both);
+                *either = count(_mm512_or_si512(query, row), *either);
+            });
+        let mut results = [0.0; ROWS];
+        for (result, [both, either]) in results.iter_mut().zip(totals) {
+            *result = scalar::jaccard_distance(both, either);
+        }
+        results
     }
 
     /// Only to be called where the machine has this module's features.
@@ -597,4 +612,13 @@ pub(super) fn prefetch<T>(items: &[T], lines: usize) {
         // SAFETY: a prefetch never faults wherever it points, and SSE is part of every x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * 64)) };
     }
+}
+
+/// Asks for the cache line that is so many bytes after the start of `row`, into the second-level
+/// cache: what is needed next stays in the first.
+#[inline]
+pub(super) fn prefetch_beyond(row: &[u8], bytes: usize) {
+    let line = row.as_ptr().wrapping_add(bytes).cast();
+    // SAFETY: a prefetch never faults wherever it points, and SSE is part of every x86-64.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
 }
