@@ -2,7 +2,7 @@
 
     make bench-embed PYTHON=path/to/venv/bin/python
 
-needs: torch transformers tokenizers safetensors numpy onnx onnxruntime
+needs: torch transformers tokenizers safetensors numpy onnx onnxruntime bge-m3-lite==0.6.2 pymilvus
 
 Makes an XLM-RoBERTa of BGE-M3's size with random weights (1.2 GB; the word table is small, for it is only
 looked up), an ONNX graph of the same weights with onnxruntime's fused operators (Attention,
@@ -11,9 +11,10 @@ wall time says little on a machine that does other work. Everybody gets the same
 turn in each round; ratios are medians over the rounds.
 
 Texts of mixed lengths are padded for the others in batches of 16, longest first, as pymilvus' function for
-BGE-M3 has FlagEmbedding do it; bge-m3-lite, which is onnxruntime with such batches of 12, wants the weights of
-BGE-M3 itself. Writes docs/benchmarks/embedding.md if the model has BGE-M3's size. `--layers 2 --hidden 128` makes a small one,
-to see that it works, and prints.
+BGE-M3 has FlagEmbedding do it. bge-m3-lite makes its own batches, and its own graphs of the one here, which has
+the operators that it makes of BGE-M3's; it wants the weights of BGE-M3 itself, so its tokenizer and heads are left
+out, and what it does to a model for the sake of precision only (SmoothQuant). Writes docs/benchmarks/embedding.md if the
+model has BGE-M3's size. `--layers 2 --hidden 128` makes a small one, to see that it works, and prints.
 """
 
 import argparse
@@ -27,13 +28,19 @@ import sys
 import tempfile
 import time
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from bge_m3_lite.embedder import BATCH_SIZE, MAX_BATCH_TOKENS, BGEM3Embedder
+from bge_m3_lite.fuse import _chunk_attention
+from bge_m3_lite.model import session_options
+from bge_m3_lite.quantize import ATTENTION_CHUNK, QuantConfig, quantize, write_external_data
 from onnx import TensorProto, helper, numpy_helper
+from pymilvus import DataType, Function, FunctionType, MilvusClient
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import XLMRobertaConfig, XLMRobertaModel
@@ -228,14 +235,21 @@ def ours(precision, cases=CASES, sparse=True):
     return {line["name"]: line for line in lines}
 
 
-def padded(run, cases=CASES):
-    """CPU time with what is padded to the longest of its batch."""
+def sixteen(ids):
+    return [ids[i : i + 16] for i in range(0, len(ids), 16)]
+
+
+def as_lite(ids):
+    return [[ids[i] for i in batch] for batch in BGEM3Embedder._batches(ids, BATCH_SIZE, MAX_BATCH_TOKENS)]
+
+
+def padded(run, batched=sixteen, cases=CASES):
+    """CPU time with what is padded to the longest of its batch; `batched` makes them, of texts sorted by length."""
     results = {}
     for case, batches in cases.items():
         ids = [[tokenizer.encode(t).ids for t in batch] for batch in batches]
         if case == MIXED:
-            longest_first = sorted(ids[0], key=len, reverse=True)
-            ids = [longest_first[i : i + 16] for i in range(0, len(longest_first), 16)]
+            ids = batched(sorted(ids[0], key=len, reverse=True))
         arrays = []
         for batch in ids:
             longest = max(map(len, batch))
@@ -255,9 +269,14 @@ def positions(ids):
     return np.where(ids == 1, 1, np.arange(ids.shape[1]) + 2).astype(np.int64)
 
 
-def onnxruntime(path):
+def one_thread():
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return options
+
+
+def onnxruntime(path, options=None):
+    options = options or one_thread()
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda ids, lengths: session.run(["hidden"], {"ids": ids, "positions": positions(ids), "lengths": lengths})[
         0
@@ -274,35 +293,62 @@ def run_torch(model):
 
 
 def questions():
-    """Questions of 16 tokens to a node, one at a time: seconds as a client sees them, and what of each was not
-    the forward pass."""
+    """Questions of 16 tokens to a node, one at a time. For each way to ask, lists of seconds: as the client sees a
+    question, as the node does, and what the node needs beside the forward pass."""
     with tempfile.TemporaryDirectory() as folder, Node(Path(folder) / "data", arguments.dir) as node:
         endpoint = json.loads((node.data_dir / "endpoint.json").read_text())
         metrics = f"http://{endpoint['ops']}/metrics"
         connection = http.client.HTTPConnection(endpoint["grpc"])
 
-        def run_seconds():
-            page = urllib.request.urlopen(metrics).read().decode()
-            return float(re.search(r"^elanus_model_run_seconds\S* (\S+)$", page, re.MULTILINE)[1])
-
-        def ask(seed):
-            body = json.dumps({"model": name, "input": text(16, seed), "input_type": "query"})
-            start = time.perf_counter()
+        def embeddings(question):
+            body = json.dumps({"model": name, "input": question, "input_type": "query"})
             connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
             answer = connection.getresponse()
             answer.read()
             if answer.status != 200:
                 sys.exit(f"the node answers {answer.status} to a question")
-            return time.perf_counter() - start
 
-        for seed in range(20):
-            ask(5000 + seed)
-        seen, beside, run = [], [], run_seconds()
-        for seed in range(arguments.questions):
-            seen.append(ask(6000 + seed))
-            run, before = run_seconds(), run
-            beside.append(seen[-1] - (run - before))
-    return seen, beside
+        client = MilvusClient(node.uri)
+        schema = client.create_schema()
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("text", DataType.VARCHAR, max_length=1000)
+        schema.add_field("dense", DataType.FLOAT_VECTOR, dim=hidden)
+        of = {"provider": "builtin", "model_name": name}
+        schema.add_function(Function("d", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params=of))
+        index = client.prepare_index_params()
+        index.add_index("dense", index_type="FLAT", metric_type="IP")
+        client.create_collection("texts", schema=schema, index_params=index)
+        client.insert("texts", [{"id": i, "text": text(16, 4000 + i)} for i in range(100)])
+
+        def search(question):
+            client.search("texts", data=[question], anns_field="dense", limit=10)
+
+        def asked(rpc, ask, seed):
+            def spent():
+                page = urllib.request.urlopen(metrics).read().decode()
+                values = [
+                    re.search(rf"^{metric} (\S+)$", page, re.MULTILINE)
+                    for metric in (r"elanus_model_run_seconds\S*", rf'elanus_rpc_seconds_sum{{rpc="{rpc}"}}')
+                ]
+                return np.array([float(value[1]) for value in values])
+
+            for i in range(20):
+                ask(text(16, seed - 1 - i))
+            by_client, by_node, before = [], [], spent()
+            for i in range(arguments.questions):
+                question = text(16, seed + i)
+                start = time.perf_counter()
+                ask(question)
+                by_client.append(time.perf_counter() - start)
+                after = spent()
+                by_node.append(after - before)
+                before = after
+            return by_client, [total for _, total in by_node], [total - run for run, total in by_node]
+
+        return {
+            "HTTP, `/v1/embeddings`": asked("/v1/embeddings", embeddings, 6000),
+            "gRPC, `search`": asked("search", search, 8000),
+        }
 
 
 model = make()
@@ -322,9 +368,18 @@ if not quantized.exists():
         extra_options={"DefaultTensorType": TensorProto.FLOAT},
     )
 
+lite, lite_quantized = arguments.dir / f"{name}.lite.onnx", arguments.dir / f"{name}.lite-int8.onnx"
+if not lite.exists():
+    graph = onnx.load(str(plain))
+    _chunk_attention(graph, ATTENTION_CHUNK)
+    write_external_data(graph, lite.with_name(lite.name + "_data"))
+    onnx.save_model(graph, str(lite))
+if not lite_quantized.exists():
+    quantize(plain, lite_quantized, QuantConfig(smooth_alpha=None))
+
 load = os.getloadavg()[0]
 began = time.monotonic()
-peers = {"onnxruntime f32": plain, "onnxruntime int8": quantized}
+peers = {"f32": (plain, lite), "int8": (quantized, lite_quantized)}
 # Rounds are kept: a run that was broken off is gone on with.
 kept = arguments.dir / f"{name}-{arguments.texts}.rounds.json"
 if kept.exists():
@@ -336,12 +391,14 @@ while len(rounds) < arguments.rounds:
     results = {}
     for precision in ("f32", "int8"):
         results[f"elanus {precision}"] = ours(precision)
-        results[f"onnxruntime {precision}"] = padded(onnxruntime(peers[f"onnxruntime {precision}"]))
+        path, of_lite = peers[precision]
+        results[f"onnxruntime {precision}"] = padded(onnxruntime(path))
+        results[f"bge-m3-lite {precision}"] = padded(onnxruntime(of_lite, session_options(1)), as_lite)
     results["torch f32"] = padded(run_torch(model))
     rounds.append(results)
     kept.write_text(json.dumps([first_start, rounds]))
     print(f"round {len(rounds)} after {time.monotonic() - began:.0f} s", file=sys.stderr)
-seen, beside = questions()
+asked = questions()
 long = {precision: ours(precision, LONG, False) for precision in ("f32", "int8")}
 
 
@@ -375,7 +432,7 @@ lines = [
     f"{processor[1] if processor else 'an unknown processor'}; load average before it {load:.1f}, after it {os.getloadavg()[0]:.1f}.",
     "",
     f"An XLM-RoBERTa with {layers} layers of {hidden}, random weights; CPU time of one thread, {len(rounds)} round(s) in which everybody "
-    f"has a turn, medians; {arguments.texts} texts of mixed lengths. torch {torch.__version__.split('+')[0]}, onnxruntime {ort.__version__}. What is compared, and how: "
+    f"has a turn, medians; {arguments.texts} texts of mixed lengths. torch {torch.__version__.split('+')[0]}, onnxruntime {ort.__version__}, bge-m3-lite {version('bge-m3-lite')}. What is compared, and how: "
     "`embed/benches/compare.py`. Where the machine had other work, the ratios mean more than the figures.",
     "",
     "## Tokens per second of one core",
@@ -390,7 +447,13 @@ lines = [
     row("---", ["---"] * len(CASES)),
     *(
         row(f"elanus {p} is × as quick as {peer}", [f"{times_as_quick(f'elanus {p}', peer, case):.2f}" for case in CASES])
-        for p, peer in (("f32", "onnxruntime f32"), ("f32", "torch f32"), ("int8", "onnxruntime int8"))
+        for p, peer in (
+            ("f32", "onnxruntime f32"),
+            ("f32", "bge-m3-lite f32"),
+            ("f32", "torch f32"),
+            ("int8", "onnxruntime int8"),
+            ("int8", "bge-m3-lite int8"),
+        )
     ),
     *(
         row(f"dense and sparse take × the time of dense, {p}", [f"{cost_of_sparse(f'elanus {p}', case):.3f}" for case in CASES])
@@ -399,19 +462,23 @@ lines = [
     "",
     "## A question to a node",
     "",
-    f"{len(seen)} questions of 16 tokens over HTTP, one at a time, in milliseconds by the clock; the forward pass is what "
-    "the node's own metric `elanus_model_run_seconds` says of each.",
+    f"{arguments.questions} questions of 16 tokens each way, one at a time, in milliseconds by the clock, p50 and p99. What the node "
+    "sees is its own `elanus_rpc_seconds`, from a request that has arrived to an answer that is handed to the network; "
+    "the forward pass is `elanus_model_run_seconds`. The client is in Python.",
     "",
-    row("", ["p50", "p99"]),
-    row("---", ["---"] * 2),
-    row("as the client sees it", milliseconds(seen)),
-    row("of it not the forward pass", milliseconds(beside)),
+    row("", asked),
+    row("---", ["---"] * len(asked)),
+    *(
+        row(title, [", ".join(milliseconds(way[index])) for way in asked.values()])
+        for index, title in enumerate(("as the client sees it", "as the node sees it", "of it not the forward pass"))
+    ),
     "",
     "## One process",
     "",
     row("", ["float32", "int8"]),
     row("---", ["---"] * 2),
     row("first vector, weights converted before: CPU s", [f"{rounds[-1][f'elanus {p}']['first vector']['cpu']:.2f}" for p in long]),
+    row("the same by the clock: s", [f"{rounds[-1][f'elanus {p}']['first vector']['wall']:.2f}" for p in long]),
     row("first vector ever: CPU s", [f"{first_start[p]['cpu']:.2f}" for p in long]),
     row("a text of 8,192 tokens: CPU s", [f"{long[p]['1 x 8192']['cpu']:.1f}" for p in long]),
     row("the same: peak memory of the process, MB", [f"{int(long[p]['peak memory']['VmHWM'].split()[0]) / 1000 * 1.024:,.0f}" for p in long]),

@@ -15,7 +15,7 @@ use crate::folder::{EncoderConfig, Form, Rotary};
 use crate::gpu;
 use crate::layers::{LayerNorm, Linear, Packing, Rotation, attention, gate};
 use crate::table::Table;
-use crate::weights::Weights;
+use crate::weights::{Values, Weights};
 use crate::{Error, Precision};
 
 /// Texts of one forward pass, one after the other.
@@ -359,11 +359,13 @@ impl LinearShape {
             let ready = weights.int8(&self.name, &bias, self.inputs)?;
             let matrix = match ready {
                 Some(matrix) => matrix,
-                None => QuantMatrix::new(&self.matrix(weights)?, &bias, self.inputs),
+                None => self.quantize(weights)?,
             };
             return Ok(Linear::Int8(matrix));
         }
-        Linear::new(&place.device, &self.matrix(weights)?, Some(&bias), self.inputs)
+        let matrix = self.matrix(weights)?;
+        let parts: Vec<&[f32]> = matrix.iter().map(|part| &**part).collect();
+        Linear::new(&place.device, &parts, Some(&bias), self.inputs)
             .map_err(|error| inference(&error))
     }
 
@@ -375,19 +377,16 @@ impl LinearShape {
     /// Reads and quantizes the layer.
     pub(crate) fn quantize(&self, weights: &mut Weights) -> Result<QuantMatrix, Error> {
         let bias = self.bias(weights)?;
-        Ok(QuantMatrix::new(&self.matrix(weights)?, &bias, self.inputs))
+        let matrix = self.matrix(weights)?;
+        let parts: Vec<&[f32]> = matrix.iter().map(|part| &**part).collect();
+        Ok(QuantMatrix::new(&parts.concat(), &bias, self.inputs))
     }
 
-    fn matrix(&self, weights: &mut Weights) -> Result<Vec<f32>, Error> {
+    /// The parts, one below the other.
+    fn matrix(&self, weights: &mut Weights) -> Result<Vec<Values>, Error> {
         let shape = [self.outputs, self.inputs];
-        if let [part] = self.parts.as_slice() {
-            return weights.read(&format!("{part}.weight"), &shape);
-        }
-        let mut matrix = Vec::with_capacity(self.parts.len() * self.outputs * self.inputs);
-        for part in &self.parts {
-            matrix.extend(weights.read(&format!("{part}.weight"), &shape)?);
-        }
-        Ok(matrix)
+        let part = |part: &String| weights.values(&format!("{part}.weight"), &shape);
+        self.parts.iter().map(part).collect()
     }
 
     fn bias(&self, weights: &mut Weights) -> Result<Vec<f32>, Error> {
@@ -410,9 +409,9 @@ pub(crate) fn linear(
     inputs: usize,
     outputs: usize,
 ) -> Result<Linear, Error> {
-    let matrix = weights.read(&format!("{name}.weight"), &[outputs, inputs])?;
+    let matrix = weights.values(&format!("{name}.weight"), &[outputs, inputs])?;
     let bias = weights.read(&format!("{name}.bias"), &[outputs])?;
-    Linear::new(&place.device, &matrix, Some(&bias), inputs).map_err(|error| inference(&error))
+    Linear::new(&place.device, &[&matrix], Some(&bias), inputs).map_err(|error| inference(&error))
 }
 
 /// Reads a layer norm under its full name.

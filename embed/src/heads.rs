@@ -59,7 +59,7 @@ impl Head {
                     let mut weights = Weights::open(&dir.join(file))?;
                     let matrix = weights.read("weight", &[outputs, hidden])?;
                     let bias = weights.read("bias", &[outputs])?;
-                    Linear::new(&place.device, &matrix, Some(&bias), hidden)
+                    Linear::new(&place.device, &[&matrix], Some(&bias), hidden)
                         .map_err(|error| inference(&error))
                 };
                 let (sparse, colbert) = match tokens {
@@ -227,7 +227,7 @@ fn project(projection: &Projection, place: &Place) -> Result<(Linear, Activation
     let matrix = weights.read("linear.weight", &[*outputs, *inputs])?;
     let bias = if *bias { Some(weights.read("linear.bias", &[*outputs])?) } else { None };
     let activation = if *tanh { Activation::Tanh } else { Activation::None };
-    let linear = Linear::new(&place.device, &matrix, bias.as_deref(), *inputs);
+    let linear = Linear::new(&place.device, &[&matrix], bias.as_deref(), *inputs);
     Ok((linear.map_err(|error| inference(&error))?, activation))
 }
 

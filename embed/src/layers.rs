@@ -25,19 +25,19 @@ pub(crate) enum Linear {
 }
 
 impl Linear {
-    /// From PyTorch's layout: `weights` is `outputs × inputs`, row-major.
+    /// From PyTorch's layout: the `parts`, one below the other, are `outputs × inputs`, row-major.
     pub(crate) fn new(
         device: &Device,
-        weights: &[f32],
+        parts: &[&[f32]],
         bias: Option<&[f32]>,
         inputs: usize,
     ) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if device.is_cuda() {
-            return gpu::Linear::new(device, weights, bias, inputs).map(Self::Gpu);
+            return gpu::Linear::new(device, &parts.concat(), bias, inputs).map(Self::Gpu);
         }
         on_cpu(device)?;
-        Ok(Self::F32(Matrix::new(weights, bias, inputs)?))
+        Ok(Self::F32(Matrix::new(parts, bias, inputs)?))
     }
 
     /// Runs every row through the layer.
@@ -72,7 +72,7 @@ pub(crate) struct LinearMax(Matrix);
 impl LinearMax {
     /// From PyTorch's layout: `weights` is `outputs × inputs`, row-major.
     pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> Result<Self> {
-        Ok(Self(Matrix::new(weights, bias, inputs)?))
+        Ok(Self(Matrix::new(&[weights], bias, inputs)?))
     }
 
     /// The largest output of the rows of each text: `texts × outputs`.

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 /// A whole file. Clones share the mapping.
 #[derive(Debug, Clone)]
@@ -39,6 +39,19 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
+    /// Maps a range of a file by itself, which is in the memory of the process for as long as this
+    /// lives and no longer.
+    pub(crate) fn alone(file: &fs_err::File, range: Range<u64>) -> std::io::Result<Self> {
+        let too_long = |_| std::io::Error::from(std::io::ErrorKind::FileTooLarge);
+        let len = usize::try_from(range.end.saturating_sub(range.start)).map_err(too_long)?;
+        if file.metadata()?.len() < range.end {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: as for [`FileMap::new`].
+        let map = unsafe { MmapOptions::new().offset(range.start).len(len).map(file.file()) }?;
+        Ok(Self { map: Arc::new(map), range: 0..len })
+    }
+
     /// Its bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map[self.range.clone()]

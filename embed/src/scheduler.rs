@@ -211,6 +211,15 @@ impl Worker {
 
     /// Runs one batch from the front of a lane.
     fn step(&self, lane: &mut VecDeque<Call>) {
+        self.step_with(lane, |lane, picks| self.run(lane, picks));
+    }
+
+    /// The same with whatever `run` makes of picked texts.
+    fn step_with(
+        &self,
+        lane: &mut VecDeque<Call>,
+        run: impl Fn(&VecDeque<Call>, &[Pick]) -> Result<Vec<Encoded>, Error>,
+    ) {
         let Some(front) = lane.front() else { return };
         let budget = match self.batch_tokens {
             0 => front.model.batch_tokens(self.pool.current_num_threads()),
@@ -219,7 +228,7 @@ impl Worker {
         let budget = budget.checked_shr(self.halvings.get()).unwrap_or(0).max(1);
         self.waiting.batch_tokens.store(budget, Ordering::Relaxed);
         let picks = pick(lane, budget);
-        match self.run(lane, &picks) {
+        match run(lane, &picks) {
             Ok(encoded) => deliver(lane, &picks, encoded),
             Err(error) if can_halve(&error, &picks) => {
                 self.halvings.set(self.halvings.get() + 1);
@@ -230,7 +239,7 @@ impl Worker {
             Err(_) => {
                 // From the back, so that a call that fails moves no pick still to come.
                 for pick in picks.into_iter().rev() {
-                    match self.run(lane, &[pick]) {
+                    match run(lane, &[pick]) {
                         Ok(encoded) => deliver(lane, &[pick], encoded),
                         Err(error) => fail(lane, pick.call, error),
                     }
@@ -565,12 +574,43 @@ mod tests {
         assert!(!can_halve(&Error::Inference("nan".to_owned()), &[pick(2)]));
         let candle = candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY)".to_owned());
         assert!(matches!(crate::encoder::inference(&candle), Error::DeviceMemory(_)));
+    }
 
+    #[test]
+    fn out_of_memory_halves_the_budget_and_every_call_is_answered() {
         let (model, worker) = (model(), worker());
-        worker.halvings.set(3);
-        let (call, _answer) = call(&model, 7, &[5, 5, 5, 5]);
-        let mut lane = VecDeque::from([call]);
-        worker.step(&mut lane);
-        assert_eq!(lane[0].encoded.len(), 2, "an eighth of 100 tokens has room for two texts");
+        let (first, mut first_answer) = call(&model, 5, &[10; 6]);
+        let (second, mut second_answer) = call(&model, 7, &[10, 10]);
+        let (huge, mut huge_answer) = call(&model, 7, &[40]);
+        let mut lane = VecDeque::from([first, second, huge]);
+        let mut batches = Vec::new();
+        let tokens = std::cell::RefCell::new(&mut batches);
+        // A device with room for 30 tokens, where the budget is 100.
+        let run = |lane: &VecDeque<Call>, picks: &[Pick]| {
+            let texts = picks.iter().flat_map(|pick| {
+                let call = &lane[pick.call];
+                &call.sequences[call.encoded.len()..][..pick.texts]
+            });
+            let total: usize = texts.map(|text| text.ids.len()).sum();
+            tokens.borrow_mut().push(total);
+            match total {
+                0..=30 => worker.run(lane, picks),
+                _ => Err(Error::DeviceMemory("CUDA_ERROR_OUT_OF_MEMORY".to_owned())),
+            }
+        };
+        while !lane.is_empty() {
+            worker.step_with(&mut lane, run);
+        }
+        assert_eq!(batches[..3], [80, 50, 20], "100 tokens, then 50, then 25");
+        assert!(batches[3..].iter().all(|tokens| *tokens <= 25 || *tokens == 40), "{batches:?}");
+        assert_eq!(
+            worker.waiting.batch_tokens.load(Ordering::Relaxed),
+            25,
+            "what the metric shows"
+        );
+        assert_eq!(first_answer.try_recv().unwrap().unwrap().len(), 6);
+        assert_eq!(second_answer.try_recv().unwrap().unwrap().len(), 2);
+        let error = huge_answer.try_recv().unwrap().unwrap_err();
+        assert!(matches!(error, Error::DeviceMemory(_)), "one text cannot be halved: {error}");
     }
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use candle_core::pickle::PthTensors;
 use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -136,11 +137,42 @@ impl Weights {
             Source::Pickle { tensors, file_bytes } => read_pickled(tensors, name, *file_bytes),
         };
         let values = values.map_err(|detail| self.load(format!("tensor `{name}`: {detail}")))?;
+        self.check_finite(name, &values)?;
+        Ok(values)
+    }
+
+    /// The tensor `name` as `f32`: as it lies in the file where it can be mapped, and read otherwise.
+    /// For what is large and needed once: nothing is copied, and the pages are the cache's.
+    ///
+    /// # Errors
+    /// As [`Weights::read`].
+    pub(crate) fn values(&mut self, name: &str, shape: &[usize]) -> Result<Values, Error> {
+        self.check_shape(name, shape)?;
+        if let Source::Safetensors { files, tensors } = &self.source {
+            let Place { file, info } = &tensors[name];
+            let SafeFile { file, data_start, .. } = &files[*file];
+            let (from, to) = info.data_offsets;
+            let range = data_start + from as u64..data_start + to as u64;
+            if cfg!(target_endian = "little") && info.dtype == Dtype::F32 && from < to {
+                let mapped = Mapped::alone(file, range);
+                let mapped = mapped.map_err(|e| self.load(format!("tensor `{name}`: {e}")))?;
+                // Files of others may have them at any byte.
+                if bytemuck::try_cast_slice::<u8, f32>(mapped.bytes()).is_ok() {
+                    let values = Values::Mapped(mapped);
+                    self.check_finite(name, &values)?;
+                    return Ok(values);
+                }
+            }
+        }
+        self.read(name, shape).map(Values::Read)
+    }
+
+    fn check_finite(&self, name: &str, values: &[f32]) -> Result<(), Error> {
         // Looked at in groups, for the sake of vector instructions.
         let finite =
             |values: &[f32]| values.iter().fold(true, |all, value| all & value.is_finite());
-        if values.chunks(4096).all(finite) {
-            return Ok(values);
+        if values.par_chunks(1 << 16).all(|part| part.chunks(4096).all(finite)) {
+            return Ok(());
         }
         Err(self.load(format!("tensor `{name}` holds values that are not finite")))
     }
@@ -217,6 +249,25 @@ impl Weights {
     ) -> Result<Vec<f32>, Error> {
         let name = if self.has(names[0]) || !self.has(names[1]) { names[0] } else { names[1] };
         self.read(name, shape)
+    }
+}
+
+/// The numbers of a tensor.
+pub(crate) enum Values {
+    /// In memory.
+    Read(Vec<f32>),
+    /// In the file.
+    Mapped(Mapped),
+}
+
+impl std::ops::Deref for Values {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Read(values) => values,
+            Self::Mapped(mapped) => bytemuck::cast_slice(mapped.bytes()),
+        }
     }
 }
 

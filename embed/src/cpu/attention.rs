@@ -142,7 +142,8 @@ impl WithSimd for PackHead<'_> {
         for (panel, to) in to_keys.chunks_exact_mut(layout.key_len()).enumerate() {
             let first = panel * panel_width;
             let here = panel_width.min(rows - first);
-            pack(&keys[first * stride..], stride, width, here, panel_width, to);
+            let key = |row: usize| &keys[(first + row) * stride..];
+            pack(here, width, key, panel_width, to);
         }
         for (panel, to) in to_values.chunks_exact_mut(layout.value_len()).enumerate() {
             let from = panel * panel_width;

@@ -45,25 +45,28 @@ impl std::fmt::Debug for Matrix {
 }
 
 impl Matrix {
-    /// Packs `weights` (`outputs × inputs`, row-major, as PyTorch stores a linear layer).
+    /// Packs weights (`outputs × inputs`, row-major, as PyTorch stores a linear layer), which may lie
+    /// in several `parts`, one below the other. Does it in the rayon pool of the caller.
     ///
     /// # Errors
     /// When there is no memory.
     ///
     /// # Panics
     /// If the lengths do not fit together; callers check shapes when they read files.
-    pub(crate) fn new(weights: &[f32], bias: Option<&[f32]>, inputs: usize) -> io::Result<Self> {
-        Self::for_arch(Arch::new(), weights, bias, inputs)
+    pub(crate) fn new(parts: &[&[f32]], bias: Option<&[f32]>, inputs: usize) -> io::Result<Self> {
+        Self::for_arch(Arch::new(), parts, bias, inputs)
     }
 
     fn for_arch(
         arch: Arch,
-        weights: &[f32],
+        parts: &[&[f32]],
         bias: Option<&[f32]>,
         inputs: usize,
     ) -> io::Result<Self> {
-        let outputs = weights.len() / inputs;
-        assert_eq!(weights.len(), outputs * inputs, "weights are whole rows");
+        let whole = parts.iter().all(|part| part.len().is_multiple_of(inputs));
+        assert!(whole, "weights are whole rows");
+        let rows: Vec<&[f32]> = parts.iter().flat_map(|part| part.chunks_exact(inputs)).collect();
+        let outputs = rows.len();
         let panel_width = VECTORS * arch.dispatch(Lanes);
         let count = outputs.div_ceil(panel_width);
         let bytes = count * panel_width * inputs * size_of::<f32>();
@@ -74,12 +77,8 @@ impl Matrix {
         let _ = panels.advise(memmap2::Advice::HugePage);
         bytemuck::cast_slice_mut::<u8, f32>(&mut panels[..bytes])
             .par_chunks_exact_mut(panel_width * inputs)
-            .enumerate()
-            .for_each(|(panel, to)| {
-                let first = panel * panel_width;
-                let count = panel_width.min(outputs - first);
-                pack(&weights[first * inputs..], inputs, inputs, count, panel_width, to);
-            });
+            .zip(rows.par_chunks(panel_width))
+            .for_each(|(to, rows)| pack(rows.len(), inputs, |row| rows[row], panel_width, to));
         let mut padded = vec![0.0; count * panel_width];
         if let Some(bias) = bias {
             assert_eq!(bias.len(), outputs, "one bias per output");
@@ -129,14 +128,13 @@ impl WithSimd for Lanes {
     }
 }
 
-/// Transposes `count` rows of `rows` (`inputs` wide, `stride` apart) into the first columns of a
-/// panel of `width` columns; the other columns stay as they are.
+/// Transposes `count` rows, `inputs` wide at least, into the first columns of a panel of `width`
+/// columns; the other columns stay as they are.
 #[inline(always)]
-pub(super) fn pack(
-    rows: &[f32],
-    stride: usize,
-    inputs: usize,
+pub(super) fn pack<'a>(
     count: usize,
+    inputs: usize,
+    row: impl Fn(usize) -> &'a [f32],
     width: usize,
     to: &mut [f32],
 ) {
@@ -146,8 +144,7 @@ pub(super) fn pack(
         let first = step * STEP;
         let end = inputs.min(first + STEP);
         for column in 0..count {
-            let row = &rows[column * stride..][first..end];
-            for (x, to) in row.iter().zip(to.chunks_exact_mut(width)) {
+            for (x, to) in row(column)[first..end].iter().zip(to.chunks_exact_mut(width)) {
                 to[column] = *x;
             }
         }
@@ -429,7 +426,9 @@ mod tests {
         for arch in arches() {
             for (m, k, n) in [(1, 1, 1), (3, 5, 7), (13, 64, 33), (49, 20, 100), (200, 48, 31)] {
                 let (x, weights, bias) = (numbers(m * k, 1), numbers(n * k, 2), numbers(n, 3));
-                let matrix = Matrix::for_arch(arch, &weights, Some(&bias), k).unwrap();
+                // Parts that end within a panel, as those of queries and keys do.
+                let (first, second) = weights.split_at(n / 3 * k);
+                let matrix = Matrix::for_arch(arch, &[first, second], Some(&bias), k).unwrap();
                 let out = matmul(&x, &matrix, Activation::None);
                 let expected = exact(&x, &weights, &bias, k);
                 assert_eq!(out.len(), expected.len());
@@ -445,7 +444,7 @@ mod tests {
         let (k, n) = (96, 70);
         let (x, weights) = (numbers(150 * k, 1), numbers(n * k, 2));
         for arch in arches() {
-            let matrix = Matrix::for_arch(arch, &weights, None, k).unwrap();
+            let matrix = Matrix::for_arch(arch, &[&weights], None, k).unwrap();
             let together = matmul(&x, &matrix, Activation::Gelu);
             for (x, row) in x.chunks_exact(k).zip(together.chunks_exact(n)) {
                 assert_eq!(matmul(x, &matrix, Activation::Gelu), row);
@@ -458,7 +457,7 @@ mod tests {
         let (k, n, bounds) = (24, 5000, [0, 1, 14, 40]);
         let (x, weights, bias) = (numbers(40 * k, 4), numbers(n * k, 5), numbers(n, 6));
         for arch in arches() {
-            let matrix = Matrix::for_arch(arch, &weights, Some(&bias), k).unwrap();
+            let matrix = Matrix::for_arch(arch, &[&weights], Some(&bias), k).unwrap();
             let all = matmul(&x, &matrix, Activation::None);
             let largest = matmul_row_max(&x, &matrix, &bounds);
             for (group, largest) in largest.chunks_exact(n).enumerate() {
@@ -473,7 +472,7 @@ mod tests {
 
     #[test]
     fn no_rows_give_no_rows() {
-        let matrix = Matrix::new(&[1.0, 2.0], None, 1).unwrap();
+        let matrix = Matrix::new(&[&[1.0, 2.0]], None, 1).unwrap();
         assert_eq!(matmul(&[], &matrix, Activation::None), Vec::<f32>::new());
         assert_eq!(matmul_row_max(&[], &matrix, &[0]), Vec::<f32>::new());
     }
