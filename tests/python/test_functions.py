@@ -179,6 +179,36 @@ def test_one_function_with_two_outputs(wire, client, name, golden, sentences):
     assert row["sparse"]
 
 
+@pytest.mark.parametrize("kind", ["a parameter", "MINHASH"])
+def test_one_function_with_two_outputs_with_pymilvus(client, name, golden, sentences, kind):
+    if kind == "MINHASH":
+        both = Function("both", FunctionType.MINHASH, ["text"], ["dense", "sparse"], params={"provider": "bge-m3"})
+    else:
+        params = {"provider": "local", "model_name": "BAAI/bge-m3", "sparse_output_field": "sparse"}
+        both = Function("both", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params=params)
+    make(client, name, functions=[both])
+    described = client.describe_collection(name)
+    assert described["functions"][0]["output_field_names"] == ["dense", "sparse"]
+    assert [f["name"] for f in described["fields"] if f.get("is_function_output")] == ["dense", "sparse"]
+    client.insert(name, [{"id": i, "text": text} for i, text in enumerate(sentences[:4])])
+    row = client.query(name, "id == 1", output_fields=["dense", "sparse"])[0]
+    dense, sparse = reference(golden, 1)
+    np.testing.assert_allclose(row["dense"], dense, atol=TOLERANCE)
+    assert row["sparse"].keys() == sparse.keys()
+    assert client.search(name, [sentences[2]], anns_field="dense", limit=1)[0][0].id == 2
+    weights = [reference(golden, i)[1] for i in range(4)]
+    best = max(sum(w * weights[2].get(k, 0) for k, w in other.items()) for other in weights)
+    found = client.search(name, [sentences[2]], anns_field="sparse", limit=1)[0][0]
+    assert found.distance == pytest.approx(best, rel=1e-5)
+
+
+def test_a_sparse_output_that_is_no_field_is_refused(client, name):
+    params = {"provider": "bge-m3", "sparse_output_field": "nothing"}
+    lost = Function("f", FunctionType.TEXTEMBEDDING, ["text"], ["dense"], params=params)
+    with refused(1100, "nothing"):
+        client.create_collection(name, schema=schema(*FIELDS, functions=[lost]))
+
+
 def test_an_output_that_is_given_is_refused(wire, client, name):
     make(client, name)
     answer = wire.Insert(

@@ -1,9 +1,10 @@
 //! Functions that make vectors of text, as a schema declares them (contract §8).
 //!
-//! Three declarations mean the same thing, because clients differ in what they let a user write:
-//! `TextEmbedding` with a dense output, `TextEmbedding` with a dense and a sparse output in any
-//! order, and `BM25` with a `provider`, whose output are learned term weights instead of counted
-//! ones. All three become a [`ModelFunction`]. Its vectors come from a model inside the node or, dense
+//! Several declarations mean the same thing, because clients differ in what they let a user write:
+//! `TextEmbedding` with a dense output, with a dense and a sparse output in any order (or the sparse
+//! one as a parameter, [`super::schema::function`]), `BM25` with a `provider`, whose output are
+//! learned term weights instead of counted ones, and `MinHash` with a `provider`, whose outputs no
+//! client looks at. All become a [`ModelFunction`]. Its vectors come from a model inside the node or, dense
 //! ones, from a provider elsewhere ([`elanus_remote::Embedding`]).
 
 use elanus_embed::{EmbedRequest, Mode, ModelSpec, ModelStore, Outputs};
@@ -60,7 +61,7 @@ impl ModelFunction {
         let provider = lookup(&function.params, "provider");
         match kind {
             FunctionType::TextEmbedding => {}
-            FunctionType::Bm25 if provider.is_some() => {}
+            FunctionType::Bm25 | FunctionType::MinHash if provider.is_some() => {}
             FunctionType::Bm25 => {
                 return Err(Failure::unimplemented(format!(
                     "function {name}: BM25 over counted terms is not supported yet; a learned \
@@ -290,7 +291,7 @@ fn outputs(
     for output in &function.outputs {
         let data_type = schema.field(output).map(|field| &field.data_type);
         let slot = match data_type {
-            Some(DataType::FloatVector { .. }) if kind == FunctionType::TextEmbedding => &mut dense,
+            Some(DataType::FloatVector { .. }) if kind != FunctionType::Bm25 => &mut dense,
             Some(DataType::SparseFloatVector) => &mut sparse,
             other => {
                 let expected = if kind == FunctionType::Bm25 {
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_declarations_of_a_model_are_understood() {
+    fn every_declaration_of_a_model_is_understood() {
         let m3 = [("provider", "bge-m3")];
         let read = |kind, outputs: &[&str]| {
             ModelFunction::of(&function(kind, outputs, &m3), &schema()).unwrap()
@@ -385,6 +386,8 @@ mod tests {
         assert_eq!((sparse.dense.as_deref(), sparse.sparse.as_deref()), (None, Some("sparse")));
         let both = read(FunctionType::TextEmbedding, &["sparse", "dense"]);
         assert_eq!(both.outputs().collect::<Vec<_>>(), ["dense", "sparse"]);
+        let unchecked = read(FunctionType::MinHash, &["dense", "sparse"]);
+        assert_eq!(unchecked.outputs().collect::<Vec<_>>(), ["dense", "sparse"]);
     }
 
     #[test]

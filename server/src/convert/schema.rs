@@ -474,7 +474,12 @@ fn arm(data: &Data) -> &'static str {
     }
 }
 
-/// Reads one function.
+/// A sparse output of a text embedding function, as a parameter: pymilvus lets such a function have
+/// one output only, a dense one.
+const SPARSE_OUTPUT: &str = "sparse_output_field";
+
+/// Reads one function. An output that its parameters name becomes one of its outputs, which is how
+/// everybody sees it from then on.
 ///
 /// # Errors
 /// Code 1100 for a type that is unknown.
@@ -485,14 +490,23 @@ pub fn function(wire: FunctionSchema) -> Result<FunctionDef, Failure> {
             wire.name, wire.r#type
         )));
     }
+    let (mut outputs, mut params) = (wire.output_field_names, pairs(wire.params));
+    if wire.r#type == FunctionType::TextEmbedding as i32
+        && let Some(at) = params.iter().position(|(key, _)| key == SPARSE_OUTPUT)
+    {
+        let (_, field) = params.remove(at);
+        if !outputs.contains(&field) {
+            outputs.push(field);
+        }
+    }
     Ok(FunctionDef {
         id: 0,
         name: wire.name,
         description: wire.description,
         kind: wire.r#type,
         inputs: wire.input_field_names,
-        outputs: wire.output_field_names,
-        params: pairs(wire.params),
+        outputs,
+        params,
     })
 }
 
