@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::{Cancel, Error, RowMask, SparseRow};
+use crate::{Cancel, Error, RowMask, SparseRow, Trail};
 
 /// A row's position inside one segment.
 pub type Row = u32;
@@ -129,6 +129,28 @@ pub trait VectorIndex: Send + Sync {
         cancel: &Cancel,
     ) -> Result<Vec<Vec<Hit>>, Error> {
         queries.iter().map(|query| self.search(query, params, allowed, cancel)).collect()
+    }
+
+    /// Goes on with the search that `trail` stands for: up to `rows` more of the rows `allowed`,
+    /// best first, and as far as a walk can tell the best of those it did not lead to before.
+    ///
+    /// None come back once the walk has come to its end, or would take longer than a look at every
+    /// row; rows that it did not come to may be left. An index that is not walked says so at once:
+    /// its searches leave nothing out.
+    ///
+    /// # Errors
+    /// As [`VectorIndex::search`]; [`Error::Unsupported`] for the trail of an index over another
+    /// number of rows.
+    fn go_on(
+        &self,
+        trail: &mut Trail,
+        query: &Query<'_>,
+        rows: usize,
+        allowed: &RowMask,
+        cancel: &Cancel,
+    ) -> Result<Vec<Hit>, Error> {
+        let _ = (trail, query, rows, allowed, cancel);
+        Ok(Vec::new())
     }
 
     /// Bytes of heap that this index holds, not counting buffers it borrows.

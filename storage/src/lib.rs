@@ -28,6 +28,7 @@ mod formats;
 #[doc(hidden)]
 pub mod fuzzing;
 mod huge_pages;
+mod iterate;
 mod jobs;
 mod keys;
 mod log;
@@ -57,6 +58,7 @@ pub use compact::{Compaction, Merge};
 pub use engine::{Durability, Engine, Health, LogCounters, Options};
 pub use error::Error;
 pub use huge_pages::in_huge_pages;
+pub use iterate::Iteration;
 pub use keys::{Key, KeyRef, Keys};
 pub use pools::{Pools, share_out};
 pub use refill::{RefillProgress, Unfilled};

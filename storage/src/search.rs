@@ -149,23 +149,7 @@ impl ReadView {
             let Some(masks) = selection.segments.get(position).and_then(Option::as_ref) else {
                 continue;
             };
-            for (chunk, ((start, rows), mask)) in segment.chunks().zip(masks).enumerate() {
-                if mask.is_none() {
-                    continue;
-                }
-                let index = segment.index(field, ann.metric, ann.exact);
-                // Only scans can be split: an index covers its whole segment.
-                let size = if index.is_some() { rows } else { PIECE_ROWS };
-                pieces.extend((0..rows).step_by(size.max(1)).map(|from| Piece {
-                    segment: position as u32,
-                    chunk,
-                    chunk_start: start,
-                    from,
-                    len: size.min(rows - from),
-                    mask,
-                    index: index.clone(),
-                }));
-            }
+            pieces.extend(Piece::of(position, segment, masks, field, ann));
         }
         let k = ann.params.k.min(selection.rows);
         let params = SearchParams { k, ..ann.params };
@@ -196,7 +180,7 @@ impl ReadView {
     }
 
     /// Sorts by descending score, equal scores by ascending primary key.
-    fn best_first(&self, found: &mut [Found]) -> Result<(), Error> {
+    pub(crate) fn best_first(&self, found: &mut [Found]) -> Result<(), Error> {
         found.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.addr.cmp(&b.addr)));
         for run in found.chunk_by_mut(|a, b| a.score == b.score) {
             if run.len() > 1 {
@@ -307,7 +291,7 @@ impl Columns for ChunkColumns<'_> {
 }
 
 /// A run of rows that one thread searches.
-struct Piece<'a> {
+pub(crate) struct Piece<'a> {
     segment: u32,
     chunk: usize,
     chunk_start: Row,
@@ -320,8 +304,37 @@ struct Piece<'a> {
     index: Option<Arc<dyn VectorIndex>>,
 }
 
-impl Piece<'_> {
-    fn search(
+impl<'a> Piece<'a> {
+    /// The pieces of a segment, of whose chunks `masks` are the rows that may be found.
+    pub(crate) fn of(
+        position: usize,
+        segment: &Segment,
+        masks: &'a [RowMask],
+        field: &Field,
+        ann: &AnnQuery<'_>,
+    ) -> Vec<Self> {
+        let mut pieces = Vec::new();
+        for (chunk, ((start, rows), mask)) in segment.chunks().zip(masks).enumerate() {
+            if mask.is_none() {
+                continue;
+            }
+            let index = segment.index(field, ann.metric, ann.exact);
+            // Only scans can be split: an index covers its whole segment.
+            let size = if index.is_some() { rows } else { PIECE_ROWS };
+            pieces.extend((0..rows).step_by(size.max(1)).map(|from| Piece {
+                segment: position as u32,
+                chunk,
+                chunk_start: start,
+                from,
+                len: size.min(rows - from),
+                mask,
+                index: index.clone(),
+            }));
+        }
+        pieces
+    }
+
+    pub(crate) fn search(
         &self,
         segment: &Segment,
         field: &Field,
@@ -365,7 +378,8 @@ impl Piece<'_> {
         Ok(lists)
     }
 
-    fn found(&self, hit: Hit) -> Found {
+    /// A hit of the piece as a row of the view.
+    pub(crate) fn found(&self, hit: Hit) -> Found {
         let row = self.chunk_start + self.from as Row + hit.row;
         Found { addr: RowAddr { segment: self.segment, row }, score: hit.score }
     }

@@ -2,11 +2,13 @@
 
 import time
 
+import grpc
 import numpy as np
 import pytest
 from pymilvus import DataType, MilvusClient
+from pymilvus.grpc_gen import milvus_pb2_grpc
 
-from helpers import KEY, create, ids, indexes, refused, schema, vector
+from helpers import KEY, create, ids, indexes, ok, refused, schema, search_request, vector, wait_until
 
 ROWS, DIM, BATCH = 20_000, 32, 5_000
 
@@ -76,18 +78,133 @@ def test_a_filtered_search_has_as_many_rows_as_asked_for(client, indexed, cluste
     assert recall(client, indexed, clustered, allowed, filter=f"n < {share}") >= 0.95
 
 
-def test_an_iterator_misses_no_row_that_a_graph_misses(client, indexed, clustered):
-    rows, queries = clustered
-    iterator = client.search_iterator(
-        indexed, [queries[0]], batch_size=500, limit=2_000, anns_field="v", search_params={}
-    )
-    found = []
+def pages_of(client, name, query, between=None, size=50, **search):
+    """The keys of each page of an iteration that goes to its end; `between` is called after the third."""
+    iterator = client.search_iterator(name, [query], batch_size=size, anns_field="v", **search)
+    pages = []
     while batch := iterator.next():
-        found += ids(batch)
+        assert [h["distance"] for h in batch] == sorted(h["distance"] for h in batch)
+        pages.append(ids(batch))
+        if between and len(pages) == 3:
+            between()
     iterator.close()
-    distances = ((rows - queries[0]) ** 2).sum(axis=1)
-    assert set(found) == set(np.argsort(distances)[:2_000].tolist())
-    assert len(found) == 2_000
+    return pages
+
+
+def agreement(pages, ranked):
+    """The share of each page's rows, and of all before it, that are the best of all."""
+    found = wanted = 0
+    for end in range(1, len(pages) + 1):
+        sent = {key for page in pages[:end] for key in page}
+        found += len(sent & set(ranked[: len(sent)]))
+        wanted += len(sent)
+    return found / wanted
+
+
+@pytest.mark.parametrize("share", [1, 30, 60, 100])
+def test_an_iterator_pages_over_the_graph_and_gives_every_row_once(client, indexed, clustered, share):
+    rows, queries = clustered
+    allowed = np.flatnonzero(np.arange(ROWS) % 100 < share)
+    pages = pages_of(client, indexed, queries[0], filter=f"n < {share}", size=200)
+    assert sorted(key for page in pages for key in page) == allowed.tolist()
+    ranked = allowed[np.argsort(((rows[allowed] - queries[0]) ** 2).sum(axis=1))].tolist()
+    assert agreement(pages, ranked) >= 0.98
+    few = pages_of(client, indexed, queries[1], filter=f"n < {share}", size=10, limit=200)
+    ranked = allowed[np.argsort(((rows[allowed] - queries[1]) ** 2).sum(axis=1))].tolist()
+    assert agreement(few, ranked) >= 0.97
+
+
+def test_an_iterator_within_a_range_gives_all_of_it(client, indexed, clustered):
+    rows, queries = clustered
+    distances = ((rows - queries[2]) ** 2).sum(axis=1)
+    ranked = np.argsort(distances)
+    bounds = {"range_filter": float(distances[ranked[40]]), "radius": float(distances[ranked[400]])}
+    pages = pages_of(client, indexed, queries[2], search_params={"params": bounds})
+    found = {key for page in pages for key in page}
+    assert sum(map(len, pages)) == len(found)
+    # At the ends, scores differ by rounding.
+    assert found >= set(ranked[41:399].tolist()) and found <= set(ranked[39:402].tolist())
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, clustered):
+    """A node with a collection of two segments, each with a graph."""
+    from node import Node
+
+    node = Node(tmp_path_factory.mktemp("own")).start()
+    client = MilvusClient(node.uri)
+    create(client, "c", schema(KEY, vector(DIM)), ("v", "HNSW", "L2"))
+    for start in (0, BATCH):
+        batch = clustered[0][start : start + BATCH]
+        client.insert("c", [{"id": start + i, "v": v} for i, v in enumerate(batch)])
+        client.flush("c")
+    wait_until(lambda: client.describe_index("c", "v")["pending_index_rows"] == 0)
+    assert len(client.list_persistent_segments("c")) == 2
+    yield node, client
+    client.close()
+    node.stop()
+
+
+@pytest.mark.parametrize("between", ["writes", "a merge"])
+def test_an_iterator_gives_every_row_once_whatever_happens_to_them(own, clustered, between):
+    _, client = own
+    rows, queries = clustered
+    expected = [row["id"] for row in client.query("c", "id >= 0", output_fields=["id"], limit=16_000)]
+
+    def write():
+        client.delete("c", list(range(0, 500)))
+        client.insert("c", [{"id": ROWS + i, "v": v} for i, v in enumerate(queries)])
+
+    def merge():
+        job = client.compact("c")
+        wait_until(lambda: client.get_compaction_state(job) == "Completed")
+        assert len(client.list_persistent_segments("c")) == 1
+
+    pages = pages_of(client, "c", queries[3], {"writes": write, "a merge": merge}[between])
+    assert sorted(key for page in pages for key in page) == sorted(expected)
+
+
+def test_an_iterator_without_its_cursor_goes_on_behind_the_lowest_score_it_sent(own, clustered):
+    node, client = own
+    query = clustered[1][4].tolist()
+    expected = {row["id"] for row in client.query("c", "id >= 0", output_fields=["id"], limit=16_000)}
+    keys = {
+        "iterator": "True",
+        "search_iter_v2": "True",
+        "collection_id": client.describe_collection("c")["collection_id"],
+        "search_iter_batch_size": 50,
+    }
+
+    def pages(params, count):
+        """Keys and scores of the next pages, and what to ask for those behind them with."""
+        found = []
+        with grpc.insecure_channel(node.grpc) as channel:
+            stub = milvus_pb2_grpc.MilvusServiceStub(channel)
+            for _ in range(count):
+                results = ok(stub.Search(search_request("c", [query], limit=50, params=params))).results
+                if not results.scores:
+                    break
+                found += zip(results.ids.int_id.data, results.scores)
+                cursor = results.search_iterator_v2_results
+                assert cursor.last_bound == pytest.approx(max(score for _, score in found))
+                params = {
+                    **params, "search_iter_id": cursor.token, "search_iter_last_bound": cursor.last_bound
+                }
+        return found, params
+
+    first, third = pages(keys, 3)
+    fourth, _ = pages(third, 1)
+    # Asked for again, a page is ranked by the score alone.
+    again, _ = pages(third, 1)
+    assert len({key for key, _ in fourth} & {key for key, _ in again}) >= 45
+    node.stop()
+    node.start()
+    rest, _ = pages(third, 1_000)
+    sent = [key for key, _ in first + rest]
+    assert len(sent) == len(set(sent)), "a row twice"
+    assert [score for _, score in rest] == sorted(score for _, score in rest)
+    # What a walk missed and the score that is left cannot tell.
+    assert set(sent) <= expected and len(expected - set(sent)) <= 3
 
 
 def test_the_progress_of_a_build_is_told_while_it_lasts(client, name, clustered):

@@ -18,7 +18,9 @@ mod search;
 mod space;
 #[cfg(test)]
 pub(crate) mod tests;
+mod trail;
 mod walk;
 
 pub use params::HnswParams;
 pub use search::HnswIndex;
+pub use trail::Trail;

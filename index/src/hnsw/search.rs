@@ -6,6 +6,7 @@ use super::build;
 use super::graph::{Graph, Opened};
 use super::params::HnswParams;
 use super::space::Space;
+use super::trail::Trail;
 use super::walk::{Around, Scratch, descend, valid, walk};
 use crate::flat::Scorer;
 use crate::kernel;
@@ -28,7 +29,7 @@ const SCANNED_PER_ALLOWED_PLACE: usize = 10;
 /// From this share of allowed rows on, the walk goes over all rows with a beam as much wider.
 /// Looking through rows that are not allowed is dear: at a half, the wider beam was a third
 /// quicker (`cargo bench --bench hnsw`), at a fifth slower.
-const MOSTLY_ALLOWED: f64 = 0.4;
+pub(super) const MOSTLY_ALLOWED: f64 = 0.4;
 /// How much wider the beam is where the filter goes against the query: where rows close to it are
 /// allowed less than half as often as others. The nearest allowed rows are then about equally
 /// far, which is hard for any walk.
@@ -65,8 +66,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct HnswIndex {
     metric: Metric,
-    space: Space,
-    graph: Opened,
+    pub(super) space: Space,
+    pub(super) graph: Opened,
 }
 
 /// How one query is answered.
@@ -224,7 +225,7 @@ impl HnswIndex {
     }
 
     /// The share of allowed rows among those linked to `start` or to one of its first links.
-    fn allowed_around(&self, start: Row, allowed: &RowMask) -> f64 {
+    pub(super) fn allowed_around(&self, start: Row, allowed: &RowMask) -> f64 {
         let links = |row: Row| valid(self.graph.base(row), self.space.rows());
         let behind = links(start).take(LOOKED_BEHIND).flat_map(links);
         let (count, all) = (links(start).chain(behind)).fold((0, 0), |(count, all), row| {
@@ -258,7 +259,7 @@ impl HnswIndex {
     }
 
     /// Scores `rows` on the rows themselves.
-    fn rerank(&self, query: &[u8], rows: &[Row], params: &SearchParams) -> Reranked {
+    pub(super) fn rerank(&self, query: &[u8], rows: &[Row], params: &SearchParams) -> Reranked {
         let scorer = self.space.scorer();
         let scale = scorer.scale(query);
         let mut top = TopK::new(params.k, params.bounds);
@@ -303,9 +304,9 @@ impl HnswIndex {
 }
 
 /// Rows scored exactly.
-struct Reranked {
+pub(super) struct Reranked {
     /// The best of them within the bounds.
-    hits: Vec<Hit>,
+    pub(super) hits: Vec<Hit>,
     /// The lowest score of all.
     worst: f32,
 }
@@ -324,7 +325,7 @@ fn check_kind(vectors: &Vectors, metric: Metric) -> Result<(), Error> {
 }
 
 /// The first allowed row at or behind each of some places spread over the segment.
-fn spread(allowed: &RowMask) -> impl Iterator<Item = Row> + '_ {
+pub(super) fn spread(allowed: &RowMask) -> impl Iterator<Item = Row> + '_ {
     let words = allowed.words();
     (0..EXTRA_STARTS).filter_map(move |part| {
         let start = words.len() * part / EXTRA_STARTS;
@@ -366,6 +367,28 @@ impl VectorIndex for HnswIndex {
         };
         SCRATCH.set(scratch);
         hits
+    }
+
+    fn go_on(
+        &self,
+        trail: &mut Trail,
+        query: &Query<'_>,
+        rows: usize,
+        allowed: &RowMask,
+        cancel: &Cancel,
+    ) -> Result<Vec<Hit>, Error> {
+        let bytes = query.dense()?;
+        self.space.vectors().check_width(bytes)?;
+        check_mask(self.space.rows(), allowed)?;
+        cancel.check()?;
+        let mut scratch = SCRATCH.take();
+        let Scratch { target, fresh, .. } = &mut scratch;
+        self.space.prepare(bytes, target);
+        let found = trail.follow(self, target, fresh, rows, allowed, cancel);
+        SCRATCH.set(scratch);
+        let found = found?;
+        let all = SearchParams { k: found.len(), ..SearchParams::default() };
+        Ok(self.rerank(bytes, &found, &all).hits)
     }
 
     fn heap_bytes(&self) -> usize {

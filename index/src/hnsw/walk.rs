@@ -6,9 +6,9 @@ use crate::kernel;
 use crate::{Cancel, Error, Row, RowMask};
 
 /// Cache lines of a row's links: all of them up to M = 16.
-const LINES_OF_LINKS: usize = 2;
+pub(super) const LINES_OF_LINKS: usize = 2;
 /// 256 expansions between looks at the clock: well below a millisecond.
-const EXPANSIONS_PER_CHECK: usize = 256;
+pub(super) const EXPANSIONS_PER_CHECK: usize = 256;
 
 /// A row of the beam.
 #[derive(Debug, Clone, Copy)]
@@ -68,13 +68,13 @@ impl Beam {
 
 /// Rows already seen: a bit each.
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     words: Vec<u64>,
 }
 
 impl Seen {
     /// Forgets all; 125 kB for a million rows, a small part of a walk over so many.
-    fn clear(&mut self, rows: usize) {
+    pub(super) fn clear(&mut self, rows: usize) {
         self.words.clear();
         self.words.resize(rows.div_ceil(64), 0);
         // Rows that there are not count as seen, so that a link needs no check besides.
@@ -85,7 +85,7 @@ impl Seen {
 
     /// Whether `row` was not seen before.
     #[inline]
-    fn insert(&mut self, row: Row) -> bool {
+    pub(super) fn insert(&mut self, row: Row) -> bool {
         let word = &mut self.words[row as usize / 64];
         let bit = 1 << (row % 64);
         let new = *word & bit == 0;
@@ -111,6 +111,11 @@ impl Seen {
         }
         &fresh[..count]
     }
+
+    /// Bytes of heap.
+    pub(super) fn bytes(&self) -> usize {
+        self.words.capacity() * size_of::<u64>()
+    }
 }
 
 /// What one walk needs and the next can use again.
@@ -118,7 +123,7 @@ impl Seen {
 pub(super) struct Scratch {
     beam: Beam,
     seen: Seen,
-    fresh: Vec<Row>,
+    pub(super) fresh: Vec<Row>,
     pub(super) target: Target,
 }
 
@@ -137,6 +142,41 @@ pub(super) enum Around<'a> {
     /// Its allowed links, and through the others the allowed ones behind them (ACORN-1, Patel
     /// et al. 2024): walks on allowed rows only, as on a graph of just those.
     AllowedWithinTwo(&'a RowMask),
+}
+
+impl Around<'_> {
+    /// The rows around `here` that were not `seen` before, which then are; `list` gives the links of
+    /// each of the `rows`.
+    #[inline]
+    pub(super) fn look<'a, 'g>(
+        self,
+        rows: usize,
+        list: impl Fn(Row) -> &'g [Row],
+        here: Row,
+        seen: &mut Seen,
+        fresh: &'a mut Vec<Row>,
+    ) -> &'a [Row] {
+        let Self::AllowedWithinTwo(allowed) = self else {
+            return seen.insert_all(list(here), fresh);
+        };
+        let links = |row: Row| valid(list(row), rows);
+        fresh.clear();
+        let enough = list(here).len();
+        let is_allowed = |row: &Row| allowed.contains(*row);
+        fresh.extend(links(here).filter(is_allowed).filter(|row| seen.insert(*row)));
+        for through in links(here).filter(|row| !allowed.contains(*row)) {
+            if fresh.len() >= enough {
+                break;
+            }
+            // A row that only leads on is looked through once.
+            if !seen.insert(through) {
+                continue;
+            }
+            let behind = links(through).filter(is_allowed);
+            fresh.extend(behind.filter(|row| seen.insert(*row)));
+        }
+        fresh
+    }
 }
 
 /// A list of links up to its end, or to a link that leads out of the rows.
@@ -200,7 +240,6 @@ pub(super) fn walk(
         None => graph.base(row),
         Some(upper) => graph.upper(upper, row),
     };
-    let links = |row: Row| valid(list(row), rows);
     for expansion in 1usize.. {
         let Some(here) = beam.expand() else { break };
         if expansion.is_multiple_of(EXPANSIONS_PER_CHECK) {
@@ -210,27 +249,7 @@ pub(super) fn walk(
         if let (0, Some(row)) = (layer, beam.upcoming()) {
             kernel::prefetch(graph.base(row), LINES_OF_LINKS);
         }
-        let fresh = match around {
-            Around::Links => seen.insert_all(list(here), &mut *fresh),
-            Around::AllowedWithinTwo(allowed) => {
-                fresh.clear();
-                let enough = graph.base(here).len();
-                let is_allowed = |row: &Row| allowed.contains(*row);
-                fresh.extend(links(here).filter(is_allowed).filter(|row| seen.insert(*row)));
-                for through in links(here).filter(|row| !allowed.contains(*row)) {
-                    if fresh.len() >= enough {
-                        break;
-                    }
-                    // A row that only leads on is looked through once.
-                    if !seen.insert(through) {
-                        continue;
-                    }
-                    let behind = links(through).filter(is_allowed);
-                    fresh.extend(behind.filter(|row| seen.insert(*row)));
-                }
-                &*fresh
-            }
-        };
+        let fresh = around.look(rows, list, here, seen, fresh);
         space.score_each(target, fresh, |row, score| {
             if beam.offer(row, score) && layer == 0 {
                 kernel::prefetch(graph.base(row), LINES_OF_LINKS);

@@ -7,14 +7,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use elanus_index::{Cancel, SearchParams};
+use elanus_index::Cancel;
 use elanus_proto::milvus::{
     HybridSearchRequest, QueryRequest, QueryResults, SearchRequest, SearchResults,
 };
 use elanus_proto::schema::{FunctionScore, SearchIteratorV2Results, SearchResultData};
-use elanus_storage::{Collection, CollectionInfo, ReadView, RowAddr, Schema, Ts};
+use elanus_storage::{Collection, CollectionInfo, Held, ReadView, RowAddr, Schema, Ts};
 
-use crate::convert::fields;
 use crate::convert::placeholder::QueryRows;
 use crate::convert::results::{self, COUNT, Output, Ranking, restored};
 use crate::node::{Context, Node};
@@ -30,6 +29,9 @@ use crate::status::Failure;
 
 /// Timestamps up to this one stand for consistency levels, not for moments.
 const LEVELS: u64 = 2;
+
+/// A cursor that is to be kept, and what counts its memory.
+type Kept = (Cursor, Held);
 
 /// What all legs of a request have in common on the search pool.
 #[derive(Clone)]
@@ -244,18 +246,17 @@ impl Node {
         page: Page,
         iteration: PageRequest,
     ) -> Result<SearchResultData, Failure> {
-        let before = (iteration.token.as_deref().zip(iteration.last_bound))
-            .and_then(|(token, bound)| self.plan.iterators.get(token, bound));
         let field = job.legs[0].field.id;
         let token = match &iteration.token {
             Some(token) => iterate::resume(token, field).map(|()| token.clone())?,
             None => iterate::token(self.next_ts(), field),
         };
-        let run = move || job.page(embedded, page, &iteration, before.as_ref());
+        let told = iteration.last_bound;
+        let before = told.and_then(|told| self.plan.iterators.take(&token, told));
+        let run = move || job.page(embedded, page, &iteration, before);
         let (mut results, last_bound, cursor) = self.engine.pools().search(run).await??;
-        match cursor {
-            Some(cursor) if !results.scores.is_empty() => self.plan.iterators.put(&token, cursor),
-            _ => self.plan.iterators.remove(&token),
+        if let Some((cursor, memory)) = cursor {
+            self.plan.iterators.put(&token, last_bound, cursor, Some(memory));
         }
         results.search_iterator_v2_results = Some(SearchIteratorV2Results { token, last_bound });
         Ok(results)
@@ -434,65 +435,40 @@ impl Job {
         ranking.fetch(&self.view, &self.schema, &self.output, self.max_bytes)
     }
 
-    /// One page of an iterator: the result, the bound to tell the client, and where it now stands.
+    /// One page of an iterator: the result, the bound to tell the client, and the cursor to keep, if
+    /// there is more and memory for it.
     fn page(
         &self,
         embedded: Vec<Option<QueryRows>>,
         page: Page,
         iteration: &PageRequest,
-        before: Option<&Cursor>,
-    ) -> Result<(SearchResultData, f32, Option<Cursor>), Failure> {
+        before: Option<Cursor>,
+    ) -> Result<(SearchResultData, f32, Option<Kept>), Failure> {
         let selections = self.selections()?;
-        let (leg, rows) = (&self.legs[0], self.rows(embedded)?);
+        let (leg, rows) = (&self.legs[0], &self.rows(embedded)?[0]);
         let larger_is_better = leg.metric.larger_is_better();
-        let shown_to_internal = |s: f32| if larger_is_better { s } else { restored(s) };
-        let mut params = SearchParams { k: iteration.batch, ..leg.params };
-        let bound = match (before, iteration.last_bound) {
-            (Some(cursor), _) => {
-                // Rows with the score of the last one were sent in part; they are found again.
-                params.k = params.k.saturating_add(cursor.ties());
-                Some(cursor.score)
-            }
-            // The cursor is gone: go on strictly beyond the score.
-            (None, Some(told)) => Some(shown_to_internal(told).next_down()),
-            (None, None) => None,
-        };
-        if let Some(bound) = bound {
-            let limit = params.bounds.at_most.map_or(bound, |at_most| at_most.min(bound));
-            params.bounds.at_most = Some(limit);
-        }
+        let internal = |told: f32| if larger_is_better { told } else { restored(told) };
+        let before = before.filter(|cursor| cursor.is_of(leg, rows));
+        let behind = || Cursor::new(leg, rows, iteration.last_bound.map(internal));
+        let mut cursor = before.unwrap_or_else(behind);
         let found =
-            search::run_one(&self.view, leg, &rows[0], params, selections.of(0), &self.cancel)?;
-        let hits = found.into_iter().next().unwrap_or_default();
-        let addrs: Vec<RowAddr> = hits.iter().map(|hit| hit.addr).collect();
-        let keys = self.view.take(&addrs, &[self.schema.primary().name.as_str()])?;
-        let keys = fields::keys(keys.column(0))?;
-        let mut ranked = Vec::with_capacity(iteration.batch);
-        let mut sent = Vec::with_capacity(iteration.batch);
-        for (hit, key) in hits.iter().zip(keys.iter()) {
-            let key = key.to_key();
-            if sent.len() < iteration.batch
-                && before.is_none_or(|cursor| cursor.is_before(hit.score, &key))
-            {
-                ranked.push((hit.addr, hit.score));
-                sent.push((hit.score, key));
-            }
-        }
+            cursor.next(&self.view, leg, iteration.batch, selections.of(0), &self.cancel)?;
+        let is_over = found.is_empty();
         let ranking = Ranking {
-            hits: vec![ranked],
+            hits: vec![found.into_iter().map(|hit| (hit.addr, hit.score)).collect()],
             larger_is_better,
             round_decimal: page.round_decimal,
             group_by: None,
         };
-        let told = match (sent.last(), iteration.last_bound) {
-            (Some((score, _)), _) => ranking.shown(*score),
+        let told = match (cursor.lowest(), iteration.last_bound) {
+            (Some(lowest), _) => ranking.shown(lowest),
             (None, Some(bound)) => bound,
             (None, None) if larger_is_better => f32::MAX,
             (None, None) => f32::MIN,
         };
-        let cursor = Cursor::advance(before, &sent, told)?;
         let results = ranking.fetch(&self.view, &self.schema, &self.output, self.max_bytes)?;
-        Ok((results, told, cursor))
+        let memory = if is_over { None } else { self.view.hold(cursor.bytes()).ok() };
+        Ok((results, told, memory.map(|memory| (cursor, memory))))
     }
 }
 

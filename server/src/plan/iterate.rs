@@ -1,21 +1,24 @@
 //! Search iterators: pages of one ranking, over several requests.
 //!
-//! The wire's cursor is a score alone, so rows with equal scores that straddle a page border
-//! would be lost or repeated. Under each token the node therefore remembers the exact score at
-//! which the last page ended and the keys of the rows with it that were sent. A
-//! token that is unknown (the node restarted, the cursor expired) falls back to the score: the
-//! next page begins strictly beyond it.
+//! Under each token the node keeps where the search stands, graphs included, so that a page goes on
+//! from there ([`elanus_storage::Iteration`]). The wire's own cursor is a score alone. A client is told the lowest
+//! score of all rows that it was sent, and a token that is unknown (the node restarted, others
+//! needed the room, a page is asked for again) falls back to that: all rows that score less are
+//! ranked anew, exactly. So no row is sent twice. What is lost then is what a score cannot tell: rows
+//! with the very score that was told, and those above it that a walk had not come to.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use elanus_storage::{CollectionInfo, Key, Ts};
+use elanus_index::{Cancel, Metric, SearchParams};
+use elanus_storage::{AnnQuery, CollectionInfo, Found, Held, Iteration, ReadView, Selection, Ts};
 
 use super::Params;
 use super::rank::narrow;
-use super::search::Page;
+use super::search::{Leg, LegScope, Page};
+use crate::convert::placeholder::QueryRows;
 use crate::status::Failure;
 
 /// How long a cursor outlives its last page.
@@ -24,14 +27,11 @@ const KEEP: Duration = Duration::from_secs(10 * 60);
 /// Rows of one page at most (Milvus's limit).
 const MAX_BATCH: usize = 16_384;
 
-/// Cursors kept at once; each is some hundred bytes.
+/// Cursors kept at once.
 const MAX_CURSORS: usize = 1_000;
 
-/// Rows of equal score that one iteration remembers.
-const MAX_TIES: usize = 1_000_000;
-
-/// Rows of equal score that all iterations remember together.
-const MAX_ALL_TIES: usize = 2 * MAX_TIES;
+/// 64 MiB: what all cursors hold together. One over a million rows begins with 250 KiB.
+const MAX_BYTES: usize = 64 << 20;
 
 /// What a request says of the page it wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,50 +104,80 @@ pub fn resume(token: &str, field: i64) -> Result<(), Failure> {
     }
 }
 
-/// Where an iterator stands, in the order of descending scores.
-#[derive(Clone, Debug, PartialEq)]
+/// Where an iterator stands.
+#[derive(Debug)]
 pub struct Cursor {
-    /// The internal score of the last row sent.
-    pub score: f32,
-    /// The score as the client was told it.
-    told: f32,
-    /// The keys of the rows sent whose score is `score`.
-    sent: HashSet<Key>,
+    /// What it looks for.
+    rows: QueryRows,
+    metric: Metric,
+    /// Among which rows.
+    scope: LegScope,
+    /// The lowest internal score of all rows sent.
+    lowest: Option<f32>,
+    /// The cursor before it was lost: it began with the rows that score less than this.
+    behind: Option<f32>,
+    iteration: Iteration,
 }
 
 impl Cursor {
-    /// The cursor after a page whose rows are `(internal score, key)`, best first. `before` is
-    /// where the page began.
+    /// At the beginning, or behind the rows of an internal score.
+    pub fn new(leg: &Leg, rows: &QueryRows, behind: Option<f32>) -> Self {
+        Self {
+            rows: rows.clone(),
+            metric: leg.metric,
+            scope: leg.scope.clone(),
+            lowest: None,
+            behind,
+            iteration: Iteration::default(),
+        }
+    }
+
+    /// Whether it stands in a search like this.
+    pub fn is_of(&self, leg: &Leg, rows: &QueryRows) -> bool {
+        (&self.rows, self.metric, &self.scope) == (rows, leg.metric, &leg.scope)
+    }
+
+    /// The next rows, best first; none at the end.
     ///
     /// # Errors
-    /// Code 1100 when more rows share one score than a cursor can tell apart.
-    pub fn advance(
-        before: Option<&Self>,
-        page: &[(f32, Key)],
-        told: f32,
-    ) -> Result<Option<Self>, Failure> {
-        let Some((score, _)) = page.last() else { return Ok(before.cloned()) };
-        let ties = page.iter().rev().take_while(|row| row.0 == *score);
-        let mut sent: HashSet<Key> = ties.map(|row| row.1.clone()).collect();
-        if let Some(before) = before.filter(|before| before.score == *score) {
-            sent.extend(before.sent.iter().cloned());
+    /// Whatever the search reports; the cursor is of no use then.
+    pub fn next(
+        &mut self,
+        view: &ReadView,
+        leg: &Leg,
+        batch: usize,
+        selection: &Selection,
+        cancel: &Cancel,
+    ) -> Result<Vec<Found>, Failure> {
+        let mut params = SearchParams { k: batch, ..leg.params };
+        if let Some(behind) = self.behind {
+            let most = behind.next_down();
+            params.bounds.at_most =
+                Some(params.bounds.at_most.map_or(most, |at_most| at_most.min(most)));
         }
-        if sent.len() > MAX_TIES {
-            return Err(Failure::invalid(format!(
-                "more than {MAX_TIES} rows have the score {told}, a search iterator cannot tell them apart; use a query iterator"
-            )));
-        }
-        Ok(Some(Self { score: *score, told, sent }))
+        let queries = self.rows.queries();
+        let ann = AnnQuery {
+            field: &leg.field.name,
+            metric: leg.metric,
+            queries: &queries,
+            params,
+            // A walk would begin with all the rows that were sent.
+            exact: leg.exact || self.behind.is_some(),
+        };
+        let found = view.next_page(&mut self.iteration, selection, &ann, cancel)?;
+        let scores = found.iter().map(|found| found.score).chain(self.lowest);
+        self.lowest = scores.reduce(f32::min);
+        Ok(found)
     }
 
-    /// Rows sent already that a search up to `score` finds again.
-    pub fn ties(&self) -> usize {
-        self.sent.len()
+    /// The lowest internal score of all rows that it found.
+    pub fn lowest(&self) -> Option<f32> {
+        self.lowest
     }
 
-    /// Whether a row was not sent yet.
-    pub fn is_before(&self, score: f32, key: &Key) -> bool {
-        score < self.score || (score == self.score && !self.sent.contains(key))
+    /// About how many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.iteration.bytes()
     }
 }
 
@@ -159,47 +189,63 @@ pub struct Iterators {
 
 #[derive(Debug, Default)]
 struct Cursors {
-    by_token: HashMap<String, (Instant, Cursor)>,
+    by_token: HashMap<String, Kept>,
     /// Of all cursors.
-    ties: usize,
+    bytes: usize,
+}
+
+/// A cursor at rest.
+#[derive(Debug)]
+struct Kept {
+    since: Instant,
+    /// The score that the client was told last.
+    told: f32,
+    cursor: Cursor,
+    bytes: usize,
+    /// Counts `bytes` against the node's memory.
+    _memory: Option<Held>,
 }
 
 impl Cursors {
-    fn remove(&mut self, token: &str) {
-        if let Some((_, cursor)) = self.by_token.remove(token) {
-            self.ties -= cursor.ties();
-        }
+    fn remove(&mut self, token: &str) -> Option<Kept> {
+        let kept = self.by_token.remove(token)?;
+        self.bytes -= kept.bytes;
+        Some(kept)
     }
 
-    fn is_full(&self) -> bool {
-        self.by_token.len() > MAX_CURSORS || self.ties > MAX_ALL_TIES
+    /// Forgets those that rested longest, while there are too many and as far as they are too old.
+    fn make_room(&mut self) {
+        loop {
+            let oldest = self.by_token.iter().min_by_key(|(_, kept)| kept.since);
+            let Some((token, kept)) = oldest else { return };
+            let is_full = self.by_token.len() > MAX_CURSORS || self.bytes > MAX_BYTES;
+            if !is_full && kept.since.elapsed() < KEEP {
+                return;
+            }
+            let token = token.clone();
+            self.remove(&token);
+        }
     }
 }
 
 impl Iterators {
-    /// The cursor under `token` if it stands where the client believes (`told`).
-    pub fn get(&self, token: &str, told: f32) -> Option<Cursor> {
-        let cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
-        let (touched, cursor) = cursors.by_token.get(token)?;
-        (touched.elapsed() < KEEP && cursor.told == told).then(|| cursor.clone())
+    /// Takes the cursor under `token`, if it stands where the client believes (`told`).
+    pub fn take(&self, token: &str, told: f32) -> Option<Cursor> {
+        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        cursors.make_room();
+        let kept = cursors.remove(token)?;
+        (kept.told == told).then_some(kept.cursor)
     }
 
-    /// Moves the cursor under `token`; the cursors that rested longest give way.
-    pub fn put(&self, token: &str, cursor: Cursor) {
+    /// Keeps a cursor whose client was `told` a score; those that rested longest give way.
+    pub fn put(&self, token: &str, told: f32, cursor: Cursor, memory: Option<Held>) {
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
         cursors.remove(token);
-        cursors.ties += cursor.ties();
-        cursors.by_token.insert(token.to_owned(), (Instant::now(), cursor));
-        while cursors.is_full() {
-            let oldest = cursors.by_token.iter().min_by_key(|(_, (touched, _))| *touched);
-            let Some(oldest) = oldest.map(|(token, _)| token.clone()) else { return };
-            cursors.remove(&oldest);
-        }
-    }
-
-    /// Forgets the cursor of an iterator that has reached its end.
-    pub fn remove(&self, token: &str) {
-        self.cursors.lock().unwrap_or_else(PoisonError::into_inner).remove(token);
+        let (since, bytes) = (Instant::now(), cursor.bytes());
+        cursors.bytes += bytes;
+        let kept = Kept { since, told, cursor, bytes, _memory: memory };
+        cursors.by_token.insert(token.to_owned(), kept);
+        cursors.make_room();
     }
 }
 
@@ -207,38 +253,15 @@ impl Iterators {
 mod tests {
     use super::*;
 
-    fn key(id: i64) -> Key {
-        Key::Int(id)
-    }
-
-    fn cursor(score: f32, told: f32) -> Cursor {
-        Cursor { score, told, sent: HashSet::from([key(7)]) }
-    }
-
-    #[test]
-    fn rows_with_equal_scores_across_pages_are_neither_lost_nor_repeated() {
-        // The order among equal scores is that of the search, which need not be that of the keys.
-        let rows: Vec<(f32, Key)> = [(0.9, 1), (0.5, 9), (0.5, 3), (0.5, 2), (0.5, 4), (0.1, 5)]
-            .map(|(s, k)| (s, key(k)))
-            .to_vec();
-        let mut cursor: Option<Cursor> = None;
-        let mut seen = Vec::new();
-        loop {
-            // What a search bounded by the cursor's score finds, ties included.
-            let found = rows.iter().filter(|row| cursor.as_ref().is_none_or(|c| row.0 <= c.score));
-            let wanted = 2 + cursor.as_ref().map_or(0, Cursor::ties);
-            let page: Vec<_> = found
-                .take(wanted)
-                .filter(|row| cursor.as_ref().is_none_or(|c| c.is_before(row.0, &row.1)))
-                .cloned()
-                .collect();
-            if page.is_empty() {
-                break;
-            }
-            seen.extend(page.iter().map(|row| row.1.clone()));
-            cursor = Cursor::advance(cursor.as_ref(), &page, page[page.len() - 1].0).unwrap();
+    fn cursor() -> Cursor {
+        Cursor {
+            rows: QueryRows::Dense(Vec::new()),
+            metric: Metric::L2,
+            scope: LegScope::default(),
+            lowest: Some(-4.0),
+            behind: None,
+            iteration: Iteration::default(),
         }
-        assert_eq!(seen, [1, 9, 3, 2, 4, 5].map(key));
     }
 
     #[test]
@@ -252,24 +275,27 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_answers_only_to_its_token_and_its_bound() {
+    fn a_cursor_answers_once_to_its_token_and_its_bound() {
         let iterators = Iterators::default();
-        iterators.put("a", cursor(-4.0, 4.0));
-        assert_eq!(iterators.get("a", 4.0), Some(cursor(-4.0, 4.0)));
-        assert_eq!(iterators.get("a", 5.0), None);
-        assert_eq!(iterators.get("b", 4.0), None);
-        iterators.remove("a");
-        assert_eq!(iterators.get("a", 4.0), None);
+        iterators.put("a", 4.0, cursor(), None);
+        iterators.put("b", 4.0, cursor(), None);
+        assert!(iterators.take("c", 4.0).is_none());
+        assert!(iterators.take("a", 4.0).is_some());
+        assert!(iterators.take("a", 4.0).is_none());
+        assert!(iterators.take("b", 5.0).is_none());
+        assert_eq!(iterators.cursors.lock().unwrap().bytes, 0);
     }
 
     #[test]
-    fn the_number_of_cursors_is_bounded() {
+    fn cursors_are_bounded_in_number_and_those_that_rested_longest_go_first() {
         let iterators = Iterators::default();
         for token in 0..MAX_CURSORS + 5 {
-            iterators.put(&token.to_string(), cursor(0.0, 0.0));
+            iterators.put(&token.to_string(), 0.0, cursor(), None);
         }
         let cursors = iterators.cursors.lock().unwrap();
-        assert_eq!((cursors.by_token.len(), cursors.ties), (MAX_CURSORS, MAX_CURSORS));
+        assert_eq!(cursors.by_token.len(), MAX_CURSORS);
+        assert_eq!(cursors.bytes, MAX_CURSORS * cursor().bytes());
+        assert!(!cursors.by_token.contains_key("4"));
         assert!(cursors.by_token.contains_key(&(MAX_CURSORS + 4).to_string()));
     }
 }

@@ -186,8 +186,9 @@ impl Leg {
                 bounds: bounds(metric, params)?,
                 drop_ratio: narrow(drop_ratio),
             },
-            // The pages of an iterator are one ranking: none may miss what the next begins behind.
-            exact: effort.exact || params.flag("iterator")?,
+            // The first version of iterators goes on behind a range of scores: no page may miss what
+            // the next begins behind.
+            exact: effort.exact || (params.flag("iterator")? && !params.flag("search_iter_v2")?),
             field,
         })
     }

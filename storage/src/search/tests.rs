@@ -1,6 +1,6 @@
 //! Views made of random segments against the plain meaning of each read, row by row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int64Type};
@@ -14,6 +14,7 @@ use crate::blobs::Blobs;
 use crate::clock::Ts;
 use crate::disk::LocalDisk;
 use crate::filter::{Templates, compile};
+use crate::iterate::Iteration;
 use crate::schema::Schema;
 use crate::segment::delete::DeleteMask;
 use crate::segment::growing::GrowingBuilder;
@@ -314,6 +315,14 @@ proptest! {
                     fixture.keys_of(&addrs).into_iter().zip(list.iter().map(|f| f.score)).collect();
                 let mut expected = fixture.scored(&scope, |row| score(number, row));
                 expected.retain(|(_, score)| above.is_none_or(|above| *score > above));
+                let pages = pages(&fixture, &selection, &AnnQuery { queries: &queries[number..=number], ..ann });
+                assert_eq!(
+                    pages.iter().map(|row| row.1).collect::<Vec<_>>(),
+                    expected.iter().map(|row| row.1).collect::<Vec<_>>(),
+                    "{field} {metric:?} query {number}, in pages"
+                );
+                let keys = |rows: &[(i64, f32)]| rows.iter().map(|row| row.0).collect::<BTreeSet<_>>();
+                assert_eq!(keys(&pages), keys(&expected), "every row once");
                 expected.truncate(k);
                 assert_eq!(found, expected, "{field} {metric:?} query {number}");
             }
@@ -359,6 +368,23 @@ proptest! {
             (shared().count() > 0).then(|| shared().sum())
         });
     }
+}
+
+/// The rows of an iteration that goes to its end, some more in each page than in the one before.
+fn pages(fixture: &Fixture, selection: &Selection, ann: &AnnQuery<'_>) -> Vec<(i64, f32)> {
+    let mut iteration = Iteration::default();
+    let mut rows = Vec::new();
+    for k in 1.. {
+        let ann = AnnQuery { params: SearchParams { k, ..ann.params }, ..*ann };
+        let view = &fixture.view;
+        let page = view.next_page(&mut iteration, selection, &ann, &Cancel::never()).unwrap();
+        let addrs: Vec<RowAddr> = page.iter().map(|found| found.addr).collect();
+        rows.extend(fixture.keys_of(&addrs).into_iter().zip(page.iter().map(|found| found.score)));
+        if page.is_empty() {
+            break;
+        }
+    }
+    rows
 }
 
 fn small() -> Fixture {
