@@ -251,20 +251,23 @@ fn fill_field(
         return Ok(false);
     }
     let work = Rewriting { core, collection, segment: id };
-    let mut bytes = values.get_array_memory_size();
     let complete = next + values.len() == sealed.rows();
     runs.push(values);
+    let joined = if complete { 0 } else { first_to_join(&runs) };
+    let first = runs[..joined].iter().map(|run| run.len()).sum::<usize>();
+    let first = u32::try_from(first).expect("segments have 32-bit rows");
+    let runs = &runs[joined..];
+    let bytes: usize = runs.iter().map(|run| run.get_array_memory_size()).sum();
     let mut _scratch = None;
-    let (first, values) = if complete {
-        bytes = runs.iter().map(|run| run.get_array_memory_size()).sum();
+    let values = if let [run] = runs {
+        core.space.admit(bytes)?;
+        Arc::clone(run)
+    } else {
         core.space.admit(bytes.saturating_mul(2))?;
         // Dense vectors are joined in a file.
         let sparse = field.data_type == DataType::SparseFloatVector;
         _scratch = sparse.then(|| core.budget.hold_for_build(bytes));
-        (0, seal::join(field, &runs, &work)?)
-    } else {
-        core.space.admit(bytes)?;
-        (first, runs.pop().expect("it was just put there"))
+        seal::join(field, runs, &work)?
     };
     let number = open_manifests(collection, &mut collection.manifests())?.next_version();
     let place = (id, number);
@@ -299,6 +302,19 @@ fn fill_field(
         // Should the commit have failed, it may be on disk all the same, and needs the file.
         Err(error) => Err(error),
     }
+}
+
+/// From which run on runs become one: the last one with all before it that are no longer than what
+/// follows them. So there are few, however few rows a model makes at a time, and a row is written
+/// again as often as its run doubles.
+fn first_to_join(runs: &[ArrayRef]) -> usize {
+    let mut first = runs.len() - 1;
+    let mut rows = runs[first].len();
+    while first > 0 && runs[first - 1].len() <= rows {
+        first -= 1;
+        rows += runs[first].len();
+    }
+    first
 }
 
 /// Takes away what an edit takes away of one segment.

@@ -214,7 +214,7 @@ async fn all_rows_change_at_once_whatever_came_in_between() {
     let compaction = engine.compact(collection.id()).unwrap();
     wait_for("a compaction", || engine.compaction(compaction).is_some_and(|c| c.done)).await;
     wait_for("only one file of rows", || data_files(dir.path(), ".arrow") == 1).await;
-    assert_eq!(data_files(dir.path(), ".column"), 0);
+    wait_for("no column of its own", || data_files(dir.path(), ".column") == 0).await;
     let rows = files(dir.path()).into_iter().find(|f| f.extension().is_some_and(|e| e == "arrow"));
     let file = arrow_ipc::reader::FileReader::try_new(
         fs_err::File::open(rows.unwrap()).unwrap().into_file(),
@@ -228,6 +228,35 @@ async fn all_rows_change_at_once_whatever_came_in_between() {
     engine.shutdown().await;
     let engine = start(dir.path()).await;
     assert_eq!(found(&find(&engine, "items").view()), all(live(), 2));
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_slow_model_leaves_few_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, collection) = with_function(dir.path()).await;
+    insert(&collection, &(0..100).collect::<Vec<_>>()).await;
+    engine.flush(collection.id()).await.unwrap();
+    alter(&engine, 1, Some(2)).await;
+    // One row at a time: as many files as the number of rows made has ones in binary.
+    for made in 1..100_usize {
+        assert!(fill_some(&engine, &collection, 1).await);
+        assert_eq!(collection.refill_progress().unwrap().filled, made);
+        wait_for("files of their own for few runs", || {
+            data_files(dir.path(), ".column") == made.count_ones() as usize
+        })
+        .await;
+    }
+    engine.shutdown().await;
+    let report = verify(dir.path(), true).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    let engine = start(dir.path()).await;
+    let collection = find(&engine, "items");
+    assert_eq!(collection.refill_progress().unwrap().filled, 99);
+    while fill_some(&engine, &collection, 1).await {}
+    assert!(engine.end_refill(collection.id()).await.unwrap());
+    assert_eq!(found(&collection.view()), all(0..100, 2));
+    wait_for("one file", || data_files(dir.path(), ".column") == 1).await;
     engine.shutdown().await;
 }
 
