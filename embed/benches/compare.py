@@ -380,14 +380,21 @@ if not lite_quantized.exists():
 load = os.getloadavg()[0]
 began = time.monotonic()
 peers = {"f32": (plain, lite), "int8": (quantized, lite_quantized)}
-# Rounds are kept: a run that was broken off is gone on with.
-kept = arguments.dir / f"{name}-{arguments.texts}.rounds.json"
-if kept.exists():
-    first_start, rounds = json.loads(kept.read_text())
-else:
-    # The first start converts the weights.
-    first_start, rounds = {p: ours(p, {}, False)["first vector"] for p in ("f32", "int8")}, []
-while len(rounds) < arguments.rounds:
+# What was measured is kept: a run that was broken off is gone on with.
+kept = arguments.dir / f"{name}-{arguments.texts}.measured.json"
+measured = json.loads(kept.read_text()) if kept.exists() else {}
+
+
+def once(what, measure):
+    """What was measured before, or is now."""
+    if what not in measured:
+        measured[what] = measure()
+        kept.write_text(json.dumps(measured))
+        print(f"{what} after {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return measured[what]
+
+
+def peers_in_turn():
     results = {}
     for precision in ("f32", "int8"):
         results[f"elanus {precision}"] = ours(precision)
@@ -395,11 +402,14 @@ while len(rounds) < arguments.rounds:
         results[f"onnxruntime {precision}"] = padded(onnxruntime(path))
         results[f"bge-m3-lite {precision}"] = padded(onnxruntime(of_lite, session_options(1)), as_lite)
     results["torch f32"] = padded(run_torch(model))
-    rounds.append(results)
-    kept.write_text(json.dumps([first_start, rounds]))
-    print(f"round {len(rounds)} after {time.monotonic() - began:.0f} s", file=sys.stderr)
-asked = questions()
-long = {precision: ours(precision, LONG, False) for precision in ("f32", "int8")}
+    return results
+
+
+asked = once("questions", questions)
+# The first start converts the weights.
+first_start = once("first start", lambda: {p: ours(p, {}, False)["first vector"] for p in ("f32", "int8")})
+rounds = [once(f"round {number}", peers_in_turn) for number in range(1, arguments.rounds + 1)]
+long = once("long text", lambda: {p: ours(p, LONG, False) for p in ("f32", "int8")})
 
 
 def rate(engine, case):
@@ -412,6 +422,10 @@ def times_as_quick(engine, peer, case):
 
 def cost_of_sparse(engine, case):
     return statistics.median(r[engine][case + AND_SPARSE]["cpu"] / r[engine][case]["cpu"] for r in rounds)
+
+
+def first_vector(precision, which):
+    return f"{statistics.median(r[f'elanus {precision}']['first vector'][which] for r in rounds):.2f}"
 
 
 def milliseconds(values):
@@ -462,7 +476,7 @@ lines = [
     "",
     "## A question to a node",
     "",
-    f"{arguments.questions} questions of 16 tokens each way, one at a time, in milliseconds by the clock, p50 and p99. What the node "
+    f"{len(next(iter(asked.values()))[0])} questions of 16 tokens each way, one at a time, in milliseconds by the clock, p50 and p99. What the node "
     "sees is its own `elanus_rpc_seconds`, from a request that has arrived to an answer that is handed to the network; "
     "the forward pass is `elanus_model_run_seconds`. The client is in Python.",
     "",
@@ -477,8 +491,8 @@ lines = [
     "",
     row("", ["float32", "int8"]),
     row("---", ["---"] * 2),
-    row("first vector, weights converted before: CPU s", [f"{rounds[-1][f'elanus {p}']['first vector']['cpu']:.2f}" for p in long]),
-    row("the same by the clock: s", [f"{rounds[-1][f'elanus {p}']['first vector']['wall']:.2f}" for p in long]),
+    row("first vector, weights converted before: CPU s", [first_vector(p, "cpu") for p in long]),
+    row("the same by the clock: s", [first_vector(p, "wall") for p in long]),
     row("first vector ever: CPU s", [f"{first_start[p]['cpu']:.2f}" for p in long]),
     row("a text of 8,192 tokens: CPU s", [f"{long[p]['1 x 8192']['cpu']:.1f}" for p in long]),
     row("the same: peak memory of the process, MB", [f"{int(long[p]['peak memory']['VmHWM'].split()[0]) / 1000 * 1.024:,.0f}" for p in long]),

@@ -418,6 +418,9 @@ def test_two_legs_with_the_same_text_share_one_run_of_the_model(client, node, li
     legs = [AnnSearchRequest([text], field, {}, 10) for field in ("dense", "sparse")]
     client.hybrid_search(library, legs, RRFRanker(), limit=3)
     assert tokens() - before == 2 * one
+    lines = node.page("/metrics")[1].splitlines()
+    (budget,) = [line for line in lines if line.startswith("elanus_embed_batch_tokens ")]
+    assert 128 <= float(budget.rsplit(" ", 1)[1]) <= 4096
 
 
 def test_a_function_is_dropped_and_added_again(client, name, sentences):
