@@ -1,12 +1,15 @@
-//! FLAT over rows far larger than the last-level cache, beside a plain read of the same bytes,
-//! which is the limit for one query.
+//! FLAT over rows far larger than the last-level cache, in turns with a plain read of the same
+//! bytes, which is the limit for one query, and with the multiply-adds of a core, which are that
+//! of many.
 
+#[path = "common/limits.rs"]
+mod limits;
 #[path = "common/numbers.rs"]
 mod numbers;
 #[path = "common/random.rs"]
 mod random;
 
-use std::hint::black_box;
+use std::thread;
 
 use arrow_buffer::Buffer;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -14,6 +17,7 @@ use elanus_index::{
     Cancel, Elem, FlatIndex, Metric, Query, RowMask, SearchParams, VectorIndex, Vectors,
 };
 
+use limits::{Limit, beside};
 use random::Random;
 
 /// 250,000 x 768 float32 are 768 MB.
@@ -31,34 +35,56 @@ fn flat(criterion: &mut Criterion) {
 
     let mut group = criterion.benchmark_group("flat");
     group.throughput(Throughput::Bytes(buffer.len() as u64));
-    group.bench_function("read", |bencher| {
-        bencher.iter(|| {
-            let words: &[u64] = buffer.typed_data();
-            black_box(words.iter().fold(0, |folded, word| folded ^ word))
+    let read = Limit::read(&buffer);
+    let read_by_two = Limit::new("the read bandwidth of two threads", buffer.len(), || {
+        let (first, second) = buffer.split_at(buffer.len() / 2);
+        thread::scope(|scope| {
+            scope.spawn(|| limits::read(first));
+            limits::read(second);
         });
     });
+    read.bench(&mut group, "read", Throughput::Bytes);
+    read_by_two.bench(&mut group, "read by two threads", Throughput::Bytes);
+    let one = |index: &FlatIndex, allowed: &RowMask| {
+        index.search(&queries[0], &params, allowed, &cancel).expect("a search");
+    };
     for metric in [Metric::Ip, Metric::L2, Metric::Cosine] {
         let index = FlatIndex::new(vectors.clone(), metric);
-        group.bench_function(format!("one query, {metric:?}"), |bencher| {
-            bencher.iter(|| index.search(&queries[0], &params, &all, &cancel).expect("a search"));
+        beside(&mut group, &format!("one query, {metric:?}"), &read, buffer.len(), || {
+            one(&index, &all);
         });
     }
+    let half = |from| FlatIndex::new(vectors.slice(from, ROWS / 2), Metric::Ip);
+    let (first, second, half) = (half(0), half(ROWS / 2), RowMask::all(ROWS / 2));
+    beside(&mut group, "one query, two threads", &read_by_two, buffer.len(), || {
+        thread::scope(|scope| {
+            scope.spawn(|| one(&first, &half));
+            one(&second, &half);
+        });
+    });
     let index = FlatIndex::new(vectors.clone(), Metric::Ip);
     for percent in [50, 10, 1] {
         let mut pick = Random(7);
         let some = RowMask::from_fn(ROWS, |_| pick.next() % 100 < percent);
-        group.throughput(Throughput::Bytes((some.count() * DIM * 4) as u64));
-        group.bench_function(format!("one query, {percent} % allowed"), |bencher| {
-            bencher.iter(|| index.search(&queries[0], &params, &some, &cancel).expect("a search"));
+        let bytes = some.count() * DIM * 4;
+        group.throughput(Throughput::Bytes(bytes as u64));
+        beside(&mut group, &format!("one query, {percent} % allowed"), &read, bytes, || {
+            one(&index, &some);
         });
     }
-    // Multiply and add count as two.
-    group.throughput(Throughput::Elements((2 * ROWS * DIM * queries.len()) as u64));
-    for metric in [Metric::Ip, Metric::L2, Metric::Cosine] {
-        let index = FlatIndex::new(vectors.clone(), metric);
-        group.bench_function(format!("64 queries, {metric:?}"), |bencher| {
-            bencher.iter(|| index.search_many(&queries, &params, &all, &cancel).expect("a search"));
-        });
+    let peak = Limit::multiply_add();
+    peak.bench(&mut group, "multiply-add", Throughput::Elements);
+    for count in [4, 16, 64] {
+        // Multiply and add count as two.
+        let operations = 2 * ROWS * DIM * count;
+        group.throughput(Throughput::Elements(operations as u64));
+        for metric in [Metric::Ip, Metric::L2, Metric::Cosine] {
+            let index = FlatIndex::new(vectors.clone(), metric);
+            beside(&mut group, &format!("{count} queries, {metric:?}"), &peak, operations, || {
+                let queries = &queries[..count];
+                index.search_many(queries, &params, &all, &cancel).expect("a search");
+            });
+        }
     }
     group.finish();
 }

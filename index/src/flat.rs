@@ -1,18 +1,15 @@
 //! Exact search: every allowed row is scored.
 //!
-//! One query reads the rows once, at memory speed. Many float32 queries at once are a matrix
-//! product: each block of rows is multiplied with all queries while it is in cache, and only
-//! rows whose product could still enter a query's top `k` are scored exactly. Both ways return
-//! the same rows with the same scores, to the last bit.
+//! One query reads the rows once, at memory speed. Several float32 queries at once share that
+//! reading (`batch`). Both ways return the same rows with the same scores, to the last bit.
 
+mod batch;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
+use batch::Batch;
 
-use faer::{Accum, MatMut, MatRef, Par};
-
-use crate::kernel::{self, Kernel};
+use crate::kernel::{self, Kernel, TILE_QUERIES};
 use crate::mask::ones;
 use crate::search::check_mask;
 use crate::{
@@ -28,13 +25,8 @@ const ROWS_AHEAD: usize = 4;
 /// Cache lines asked for ahead; the hardware follows the rest of the row by itself.
 const LINES_AHEAD: usize = 8;
 
-/// Rows of one block of the matrix product: 512 x 768 float32 are 1.5 MiB, which stay in the
-/// second-level cache while the queries pass over them.
-const BLOCK_ROWS: usize = 512;
-/// Queries multiplied at once; their products with a block take 128 KiB.
-const BLOCK_QUERIES: usize = 64;
-/// From here on the matrix product is faster than one pass per query.
-const MANY_QUERIES: usize = 4;
+/// From here on sharing what is read is quicker than one pass per query.
+const SEVERAL_QUERIES: usize = 4;
 
 /// Exact search over dense or binary rows.
 #[derive(Debug)]
@@ -69,6 +61,7 @@ impl FlatIndex {
         let scale = scorer.scale(query);
         let mut top = TopK::new(params.k, params.bounds);
         let mut scores = [0.0; WORD];
+        let select = kernel::select();
         let rows = self.vectors.rows();
         for (at, &word) in allowed.words().iter().enumerate() {
             let start = at * WORD;
@@ -79,8 +72,12 @@ impl FlatIndex {
             if word.count_ones() as usize == len {
                 let scores = &mut scores[..len];
                 (scorer.kernel.block)(query, self.vectors.range(start, len), scores);
-                for (row, score) in (start as Row..).zip(scores) {
-                    offer(&mut top, row, *score * scale);
+                // Positive zero, since `select` leaves the negative one out.
+                scores.iter_mut().for_each(|score| *score = *score * scale + 0.0);
+                let mut better = [0];
+                select(scores, top.floor().unwrap_or(f32::NAN), &mut better);
+                for bit in ones(better[0]) {
+                    offer(&mut top, start as Row + bit, scores[bit as usize]);
                 }
             } else {
                 let mut ahead = ones(word).skip(ROWS_AHEAD);
@@ -173,160 +170,22 @@ impl VectorIndex for FlatIndex {
         allowed: &RowMask,
         cancel: &Cancel,
     ) -> Result<Vec<Vec<Hit>>, Error> {
-        // A product cannot skip rows, so with few rows allowed one pass per query reads less.
-        let most_allowed = allowed.count() >= self.vectors.rows() / 2;
-        if queries.len() < MANY_QUERIES
-            || self.vectors.elem() != Elem::F32
-            || params.k == 0
-            || !most_allowed
-        {
+        if queries.len() < SEVERAL_QUERIES || self.vectors.elem() != Elem::F32 || params.k == 0 {
             return queries
                 .iter()
                 .map(|query| self.search(query, params, allowed, cancel))
                 .collect();
         }
         let mut results = Vec::with_capacity(queries.len());
-        for queries in queries.chunks(BLOCK_QUERIES) {
-            let mut batch = Batch::new(self, queries, params, allowed)?;
-            for start in (0..self.vectors.rows()).step_by(BLOCK_ROWS) {
-                cancel.check()?;
-                batch.visit(start, BLOCK_ROWS.min(self.vectors.rows() - start), allowed);
-            }
-            results.extend(batch.queries.into_iter().map(|query| query.top.into_hits()));
+        for queries in queries.chunks(TILE_QUERIES) {
+            let scorers = queries.iter().map(|query| self.prepare(query, allowed));
+            let Some(scorer) = scorers.collect::<Result<Vec<_>, _>>()?.pop() else { break };
+            results.extend(Batch::new(scorer, queries, params)?.search(allowed, cancel)?);
         }
         Ok(results)
     }
 
     fn heap_bytes(&self) -> usize {
         0
-    }
-}
-
-/// Several queries on their way through the rows.
-struct Batch<'a> {
-    scorer: Scorer,
-    queries: Vec<InBatch<'a>>,
-    /// `queries × dim`, row-major.
-    matrix: Vec<f32>,
-    /// `block rows × queries`, column-major: one query's products lie together.
-    products: Vec<f32>,
-}
-
-struct InBatch<'a> {
-    bytes: &'a [u8],
-    scale: f32,
-    /// Squared length.
-    square: f32,
-    top: TopK,
-}
-
-impl<'a> Batch<'a> {
-    fn new(
-        index: &'a FlatIndex,
-        queries: &[Query<'a>],
-        params: &SearchParams,
-        allowed: &RowMask,
-    ) -> Result<Self, Error> {
-        let scorer = Scorer::new(&index.vectors, index.metric)?;
-        let mut matrix = Vec::with_capacity(queries.len() * index.vectors.dim());
-        let queries = queries
-            .iter()
-            .map(|query| {
-                index.prepare(query, allowed)?;
-                let bytes = query.dense()?;
-                matrix.extend_from_slice(&floats(bytes));
-                Ok(InBatch {
-                    bytes,
-                    scale: scorer.scale(bytes),
-                    square: (scorer.square)(bytes, bytes),
-                    top: TopK::new(params.k, params.bounds),
-                })
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
-        let products = vec![0.0; BLOCK_ROWS * queries.len()];
-        Ok(Self { scorer, queries, matrix, products })
-    }
-
-    /// Offers the allowed ones among `len` rows from `start` on to every query.
-    fn visit(&mut self, start: usize, len: usize, allowed: &RowMask) {
-        let vectors = &self.scorer.vectors;
-        let (dim, count) = (vectors.dim(), self.queries.len());
-        let rows = floats(vectors.range(start, len));
-        let products = &mut self.products[..len * count];
-        faer::linalg::matmul::matmul(
-            MatMut::from_column_major_slice_mut(products, len, count),
-            Accum::Replace,
-            MatRef::from_row_major_slice(&rows, len, dim),
-            MatRef::from_row_major_slice(&self.matrix, count, dim).transpose(),
-            1.0,
-            Par::Seq,
-        );
-        let mut squares = [0.0; BLOCK_ROWS];
-        for (row, square) in (start as Row..).zip(&mut squares[..len]) {
-            let bytes = vectors.row(row);
-            *square = (self.scorer.square)(bytes, bytes);
-        }
-        let words = &allowed.words()[start / WORD..(start + len).div_ceil(WORD)];
-        for (query, products) in self.queries.iter_mut().zip(products.chunks_exact(len)) {
-            let estimate = Estimate::new(self.scorer.metric, dim, query);
-            for ((products, squares), (&word, word_start)) in products
-                .chunks(WORD)
-                .zip(squares[..len].chunks(WORD))
-                .zip(words.iter().zip((start..).step_by(WORD)))
-            {
-                let floor = query.top.floor();
-                for bit in ones(word) {
-                    let (product, square) = (products[bit as usize], squares[bit as usize]);
-                    if floor.is_none_or(|floor| estimate.may_exceed(floor, product, square)) {
-                        let row = word_start as Row + bit;
-                        let score = self.scorer.score(query.bytes, query.scale, row);
-                        offer(&mut query.top, row, score);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Says from a product and a row's squared length whether the exact score could be above a
-/// floor.
-///
-/// Product and kernel each err by at most `dim · u · |q| · |x|` (`u` = 2⁻²⁴, Higham, *Accuracy
-/// and Stability*, §3.1), and the squared lengths by `dim · u` of themselves; the slack is
-/// twice the sum of what enters the estimate.
-struct Estimate {
-    metric: Metric,
-    query_length: f32,
-    scale: f32,
-    slack: f32,
-}
-
-impl Estimate {
-    fn new(metric: Metric, dim: usize, query: &InBatch<'_>) -> Self {
-        let slack = 2.0 * (dim as f32 + 8.0) * f32::EPSILON;
-        Self { metric, query_length: query.square.sqrt(), scale: query.scale, slack }
-    }
-
-    #[inline]
-    fn may_exceed(&self, floor: f32, product: f32, square: f32) -> bool {
-        let (q, x) = (self.query_length, square.sqrt());
-        let bound = match self.metric {
-            Metric::Cosine => {
-                let cosine = if square > 0.0 { product / x * self.scale } else { 0.0 };
-                cosine + self.slack
-            }
-            Metric::L2 => 2.0 * product - q * q - square + self.slack * (q + x) * (q + x),
-            Metric::Ip | Metric::Hamming | Metric::Jaccard => product + self.slack * q * x,
-        };
-        // Overflow makes NaN, of which nothing is known.
-        bound.is_nan() || bound > floor
-    }
-}
-
-/// The floats of little-endian bytes, copied only if they are not aligned.
-fn floats(bytes: &[u8]) -> Cow<'_, [f32]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(floats) => Cow::Borrowed(floats),
-        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
     }
 }

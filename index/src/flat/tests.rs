@@ -26,7 +26,21 @@ fn whole_numbers(random: &mut Random, elem: Elem, rows: usize, dim: usize) -> Ve
 
 fn floats_of(random: &mut Random, rows: usize, dim: usize) -> Vectors {
     let numbers: Vec<f32> = (0..rows * dim).map(|_| random.float()).collect();
-    Vectors::new(Buffer::from_vec(encode(Elem::F32, &numbers)), Elem::F32, dim).expect("whole rows")
+    of_floats(&numbers, dim)
+}
+
+/// Each row of another size, down to where squares vanish and up to where they overflow.
+fn sizes_of(random: &mut Random, rows: usize, dim: usize) -> Vectors {
+    let mut numbers = Vec::with_capacity(rows * dim);
+    for _ in 0..rows {
+        let size = [1.0, 1.0, 3.0, 0.0, 1e-16, 1e-22, 1e-38, 1e18, 1e20, 3e38][random.below(10)];
+        numbers.extend((0..dim).map(|_| random.float() * size));
+    }
+    of_floats(&numbers, dim)
+}
+
+fn of_floats(numbers: &[f32], dim: usize) -> Vectors {
+    Vectors::new(Buffer::from_vec(encode(Elem::F32, numbers)), Elem::F32, dim).expect("whole rows")
 }
 
 fn score(metric: Metric, elem: Elem, query: &[u8], row: &[u8]) -> f32 {
@@ -119,10 +133,10 @@ proptest! {
         let random = &mut Random(seed);
         let elem = if random.below(4) > 0 { Elem::F32 } else { DENSE[random.below(4)] };
         // Whole numbers tie often, floats round often.
-        let make = if elem == Elem::F32 && random.below(2) == 0 {
-            |random: &mut Random, _, rows, dim| floats_of(random, rows, dim)
-        } else {
-            whole_numbers
+        let make: fn(&mut Random, Elem, usize, usize) -> Vectors = match random.below(3) {
+            0 if elem == Elem::F32 => |random, _, rows, dim| floats_of(random, rows, dim),
+            1 if elem == Elem::F32 => |random, _, rows, dim| sizes_of(random, rows, dim),
+            _ => whole_numbers,
         };
         let vectors = make(random, elem, rows, dim);
         let queries = make(random, elem, count, dim);

@@ -169,6 +169,23 @@ fn a_walk_on_half_bytes_finds_as_much_as_one_on_the_rows() {
 }
 
 #[test]
+fn a_beam_as_wide_as_the_rows_finds_what_a_look_at_every_row_does() {
+    // On half bytes, on codes, and on rows that codes do not suffice for.
+    let outliers = |rows, seed| vectors(Shape::Outliers, Elem::F32, rows, 40, seed);
+    let clustered = |rows, seed| vectors(Shape::Clustered, Elem::F32, rows, 40, seed);
+    for (data, queries) in [
+        (embedded(1500, 700, 1), embedded(100, 700, 2)),
+        (clustered(1500, 1), clustered(100, 2)),
+        (outliers(1500, 1), outliers(100, 2)),
+    ] {
+        let index = open(&data, Metric::L2);
+        let all = RowMask::all(1500);
+        let found = recall(&index, &data, Metric::L2, &queries, &params(10, 1500), &all);
+        assert!(found >= 0.999, "{found}, half bytes: {}", index.is_coarse());
+    }
+}
+
+#[test]
 fn a_search_leaves_nothing_behind_for_one_in_a_narrower_index() {
     let wide = vectors(Shape::Clustered, Elem::F32, 500, 300, 1);
     let narrow = vectors(Shape::Clustered, Elem::F32, 2000, 48, 1);

@@ -17,10 +17,13 @@ mod nibbles;
 mod scalar;
 #[cfg(test)]
 mod tests;
+#[macro_use]
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use nibbles::{NIBBLES, NibbleDot, NibbleDots, NibbleKernel, nibble_dot, nibble_dot_at};
+pub use tiles::{LEAST_SQUARE, Limit, TILE_QUERIES, TILE_ROWS, Tiles};
 
 use std::sync::LazyLock;
 

@@ -115,6 +115,44 @@ proptest! {
     }
 
     #[test]
+    fn what_passes_in_a_tile_is_what_the_products_say(
+        dim in 1usize..70,
+        queries in 1usize..=TILE_QUERIES,
+        square in prop_oneof![Just(0.0f32), Just(0.5)],
+        seed in any::<u64>(),
+    ) {
+        let mut random = crate::testing::Random(seed);
+        let mut vectors = |count: usize| -> Vec<Vec<u8>> {
+            let mut numbers = || (0..dim).map(|_| random.float()).collect::<Vec<f32>>();
+            (0..count).map(|_| encode(Elem::F32, &numbers())).collect()
+        };
+        let (queries, rows) = (vectors(queries), vectors(TILE_ROWS));
+        let queries: Vec<&[u8]> = queries.iter().map(Vec::as_slice).collect();
+        let rows: [&[u8]; TILE_ROWS] = std::array::from_fn(|row| rows[row].as_slice());
+        for level in levels() {
+            let mut tiles = Tiles::new(level, &queries, square);
+            let every = !0 >> (64 - queries.len());
+            prop_assert_eq!(tiles.pass(rows, rows), [every; TILE_ROWS], "{:?}", level);
+            let limit = Limit { constant: 0.1, linear: 0.2 };
+            (0..queries.len()).for_each(|query| tiles.set_limit(query, limit));
+            let words = tiles.pass(rows, rows);
+            for (row, word) in rows.iter().zip(words) {
+                let length = expected(Metric::Ip, Elem::F32, row, row).0;
+                let limit = 0.1 + 0.2 * length.sqrt() + f64::from(square) * length;
+                prop_assert_eq!(word & !every, 0, "{:?}", level);
+                for (at, query) in queries.iter().enumerate() {
+                    let (product, tolerance) = expected(Metric::Ip, Elem::F32, query, row);
+                    let near = (product - limit).abs() <= tolerance + 1e-5 * (1.0 + limit);
+                    prop_assert!(
+                        near || (word >> at & 1 == 1) == (product > limit),
+                        "{level:?} query {at}: {product} and {limit}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_level_selects_what_the_reference_selects(
         scores in proptest::collection::vec(
             prop_oneof![
@@ -209,6 +247,29 @@ fn half_precision_infinities_and_subnormals_are_read_as_they_are() {
         let smallest = [1u16.to_le_bytes(); 32].concat();
         let sum = ip(&encode(Elem::F16, &[1.0; 32]), &smallest);
         assert_eq!(sum, 32.0 * 2f32.powi(-24), "{level:?}");
+    }
+}
+
+#[test]
+fn a_row_of_which_the_length_is_not_known_passes_every_limit() {
+    let query = encode(Elem::F32, &[1.0; 20]);
+    let limit = Limit { constant: 1e9, linear: 0.1 };
+    for level in levels() {
+        for square in [0.0, 0.5] {
+            let mut tiles = Tiles::new(level, &[query.as_slice(); 17], square);
+            (0..17).for_each(|query| tiles.set_limit(query, limit));
+            for (number, word) in [
+                (1.0, 0),
+                (0.0, !0 >> 47),
+                (1e-20, !0 >> 47),
+                (1e30, !0 >> 47),
+                (f32::NAN, !0 >> 47),
+            ] {
+                let row = encode(Elem::F32, &[number; 20]);
+                let rows = [row.as_slice(); TILE_ROWS];
+                assert_eq!(tiles.pass(rows, rows), [word; TILE_ROWS], "{level:?} {number}");
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::tiles::{Panels, TILE_ROWS};
 use super::{BYTES_AHEAD, Kernel, Step, UNTOUCHED, scalar};
 use crate::{Elem, Metric};
 
@@ -142,6 +143,19 @@ macro_rules! floats256 {
 
 mod f32x16 {
     floats512!(64, load512, load512_tail, |bits| _mm512_castsi512_ps(bits));
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn splat(number: f32) -> Lane {
+        _mm512_set1_ps(number)
+    }
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn not_at_most(a: Lane, b: Lane) -> u16 {
+        _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(a, b)
+    }
+    // 24 of 32 registers hold sums.
+    tiles!("avx512f,avx512bw,avx512vl", 4);
 }
 
 mod f16x16 {
@@ -157,6 +171,39 @@ mod bf16x16 {
 
 mod f32x8 {
     floats256!(32, |bytes| _mm256_castsi256_ps(load256(bytes)));
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn splat(number: f32) -> Lane {
+        _mm256_set1_ps(number)
+    }
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn not_at_most(a: Lane, b: Lane) -> u8 {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLE_UQ>(a, b)) as u8
+    }
+    // 12 of 16 registers hold sums.
+    tiles!("avx2,fma,f16c", 1);
+}
+
+/// Only to be called where [`has_avx512`].
+pub(super) fn avx512_tile(
+    panels: &Panels,
+    rows: [&[u8]; TILE_ROWS],
+    next: [&[u8]; TILE_ROWS],
+) -> [u64; TILE_ROWS] {
+    // SAFETY: `Tiles::new` takes this function only where the machine has AVX-512.
+    unsafe { f32x16::tile(panels, rows, next) }
+}
+
+/// Only to be called where [`has_avx2`].
+pub(super) fn avx2_tile(
+    panels: &Panels,
+    rows: [&[u8]; TILE_ROWS],
+    next: [&[u8]; TILE_ROWS],
+) -> [u64; TILE_ROWS] {
+    // SAFETY: `Tiles::new` takes this function only where the machine has AVX2 and FMA.
+    unsafe { f32x8::tile(panels, rows, next) }
 }
 
 mod f16x8 {
