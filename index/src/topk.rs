@@ -67,12 +67,17 @@ impl TopK {
     #[inline]
     #[must_use]
     pub fn floor(&self) -> Option<f32> {
-        let full = self.heap.len() >= self.k;
-        let worst = if full { self.heap.peek().map(|worst| worst.0.score) } else { None };
+        let worst = if self.is_full() { self.heap.peek().map(|worst| worst.0.score) } else { None };
         match (worst, self.bounds.above) {
             (Some(worst), Some(above)) => Some(worst.max(above)),
             (one, other) => one.or(other),
         }
+    }
+
+    /// Whether `k` hits are kept.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.heap.len() >= self.k
     }
 
     /// The hits, best first.

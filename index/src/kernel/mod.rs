@@ -11,6 +11,7 @@
 #[macro_use]
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod lanes;
+mod levels;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod nibbles;
@@ -22,10 +23,9 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use levels::{AddLevels, AtLeast, LevelKernel, Sums, bit_of, levels, levels_at, row_of, share};
 pub use nibbles::{NIBBLES, NibbleDot, NibbleDots, NibbleKernel, nibble_dot, nibble_dot_at};
 pub use tiles::{LEAST_SQUARE, Limit, TILE_QUERIES, TILE_ROWS, Tiles};
-
-use std::sync::LazyLock;
 
 use crate::{Elem, Error, Metric};
 
@@ -36,7 +36,7 @@ pub enum Level {
     Scalar,
     /// AVX2, FMA, F16C and POPCNT.
     Avx2,
-    /// AVX-512 F, BW, VL, VNNI and VPOPCNTDQ.
+    /// AVX-512 F, BW, VL, VNNI, VPOPCNTDQ and VBMI2.
     Avx512,
     /// NEON.
     Neon,
@@ -80,15 +80,6 @@ const BYTES_AHEAD: usize = 16 * 1024;
 pub type Pair = fn(query: &[u8], row: &[u8]) -> f32;
 /// Compares a query with each of several rows that lie one after another; one result per row.
 pub type Block = fn(query: &[u8], rows: &[u8], out: &mut [f32]);
-/// Sets bit `i` of `out` where `scores[i]` was touched ([`UNTOUCHED`]) and is not at or below
-/// `floor`. A NaN floor lets everything touched through. `out` has a word per 64 scores, the
-/// last of which may be partial.
-pub type Select = fn(scores: &[f32], floor: f32, out: &mut [u64]);
-
-/// Negative zero: what an accumulator holds that nothing was added to. Adding any number but
-/// negative zero itself turns it into that number.
-pub const UNTOUCHED: f32 = -0.0;
-
 /// The functions for one metric and element type.
 ///
 /// | metric | result |
@@ -201,32 +192,6 @@ fn available(level: Level) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Unsupported(format!("this machine has no {level:?} instructions")))
-}
-
-/// The [`Select`] function of one level.
-///
-/// # Errors
-/// [`Error::Unsupported`] if the machine lacks the instructions.
-pub fn select_at(level: Level) -> Result<Select, Error> {
-    available(level)?;
-    Ok(match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => x86::avx2_select,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => x86::avx512_select,
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => scalar::select,
-        Level::Scalar | Level::Neon => scalar::select,
-    })
-}
-
-/// The best [`Select`] function of this machine.
-#[must_use]
-pub fn select() -> Select {
-    // Searches ask for it once for a thousand rows.
-    static BEST: LazyLock<Select> =
-        LazyLock::new(|| select_at(Level::best()).unwrap_or(scalar::select));
-    *BEST
 }
 
 /// Asks for the cache lines of `items`, at most the first `lines`, before they are needed.

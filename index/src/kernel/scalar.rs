@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{CodeKernel, Kernel, Step, UNTOUCHED};
+use super::{CodeKernel, Kernel, Step};
 use crate::{Elem, Metric};
 
 pub(super) fn kernel(metric: Metric, elem: Elem) -> Kernel {
@@ -133,18 +133,6 @@ pub(super) fn jaccard(query: &[u8], row: &[u8]) -> f32 {
 #[inline(always)]
 pub(super) fn jaccard_distance(both: f32, either: f32) -> f32 {
     if either > 0.0 { (either - both) / either } else { 1.0 }
-}
-
-/// Also the last, partial word of the other levels.
-pub(super) fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
-    for (scores, word) in scores.chunks(64).zip(out) {
-        *word = (0..).zip(scores).fold(0, |word, (bit, score)| {
-            let touched = score.to_bits() != UNTOUCHED.to_bits();
-            #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN on either side passes")]
-            let passes = !(*score <= floor);
-            word | u64::from(touched & passes) << bit
-        });
-    }
 }
 
 fn code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::tiles::{Panels, TILE_ROWS};
-use super::{BYTES_AHEAD, Kernel, Step, UNTOUCHED, scalar};
+use super::{BYTES_AHEAD, Kernel, Step, scalar};
 use crate::{Elem, Metric};
 
 pub(super) fn has_avx2() -> bool {
@@ -23,6 +23,7 @@ pub(super) fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("avx512vpopcntdq")
+        && is_x86_feature_detected!("avx512vbmi2")
 }
 
 /// Only to be called where [`has_avx512`].
@@ -476,59 +477,9 @@ pub(super) fn load256(bytes: &[u8; 32]) -> __m256i {
 
 #[target_feature(enable = "sse2")]
 #[inline]
-fn load128(bytes: &[u8; 16]) -> __m128i {
+pub(super) fn load128(bytes: &[u8; 16]) -> __m128i {
     // SAFETY: the reference covers the 16 bytes read; the load asks for no alignment.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-}
-
-/// Only to be called where [`has_avx512`].
-pub(super) fn avx512_select(scores: &[f32], floor: f32, out: &mut [u64]) {
-    #[target_feature(enable = "avx512f")]
-    fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
-        let (words, tail) = scores.as_chunks::<64>();
-        let floor_lane = _mm512_set1_ps(floor);
-        let untouched = _mm512_set1_epi32(UNTOUCHED.to_bits().cast_signed());
-        for (scores, out) in words.iter().zip(out.iter_mut()) {
-            let (quarters, _) = bytemuck::bytes_of(scores).as_chunks::<64>();
-            *out = quarters.iter().rev().fold(0, |word, quarter| {
-                let bits = load512(quarter);
-                let lane = _mm512_castsi512_ps(bits);
-                let passes = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(lane, floor_lane);
-                let touched = _mm512_cmpneq_epi32_mask(bits, untouched);
-                word << 16 | u64::from(passes & touched)
-            });
-        }
-        if let Some(out) = out.get_mut(words.len()..) {
-            scalar::select(tail, floor, out);
-        }
-    }
-    // SAFETY: `select_at` hands this function out only where the machine has AVX-512.
-    unsafe { select(scores, floor, out) }
-}
-
-/// Only to be called where [`has_avx2`].
-pub(super) fn avx2_select(scores: &[f32], floor: f32, out: &mut [u64]) {
-    #[target_feature(enable = "avx2")]
-    fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
-        let (words, tail) = scores.as_chunks::<64>();
-        let floor_lane = _mm256_set1_ps(floor);
-        let untouched = _mm256_set1_epi32(UNTOUCHED.to_bits().cast_signed());
-        for (scores, out) in words.iter().zip(out.iter_mut()) {
-            let (eighths, _) = bytemuck::bytes_of(scores).as_chunks::<32>();
-            *out = eighths.iter().rev().fold(0, |word, eighth| {
-                let bits = load256(eighth);
-                let passes = _mm256_cmp_ps::<_CMP_NLE_UQ>(_mm256_castsi256_ps(bits), floor_lane);
-                let skipped = _mm256_castsi256_ps(_mm256_cmpeq_epi32(bits, untouched));
-                let mask = _mm256_movemask_ps(_mm256_andnot_ps(skipped, passes));
-                word << 8 | u64::from(mask.cast_unsigned())
-            });
-        }
-        if let Some(out) = out.get_mut(words.len()..) {
-            scalar::select(tail, floor, out);
-        }
-    }
-    // SAFETY: `select_at` hands this function out only where the machine has AVX2.
-    unsafe { select(scores, floor, out) }
 }
 
 /// Only to be called where [`has_avx512`].

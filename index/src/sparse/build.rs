@@ -1,40 +1,55 @@
 //! Writing an inverted index: a counting sort of the entries by term.
 //!
-//! The postings of a term lie together, by ascending row. Rows are cut into windows of
-//! [`WINDOW`] rows, within which a row is known by 16 bits; the postings of one term in one
-//! window are a *run*.
+//! Rows are cut into windows of [`WINDOW`] rows, within which a row is known by 16 bits; the
+//! postings of one term in one window are a *run*. A posting has a *level*, its weight's
+//! magnitude in 255ths of the largest of the run, rounded up: what a row can score is known from
+//! it, what it does score is read from the row itself.
+//!
+//! The rows of a run are a list or, where that takes fewer bytes, a mask. Lists are for terms
+//! that few rows have; masks let a term that many have be added to 64 rows at a time.
 //!
 //! | section | holds |
 //! |---|---|
 //! | [`META`] | `[format, rows, postings, signed]` as `u64` |
 //! | [`TERMS`] | ids, strictly ascending, `u32` |
 //! | [`TERM_RUNS`] | end of each term's runs, `u32` |
-//! | [`RUN_WINDOWS`] | window of each run, ascending within a term, `u32` |
-//! | [`RUN_ENDS`] | end of each run's postings, `u64` |
-//! | [`RUN_MAX`] | largest weight of each run, `f32`; since format 2 |
-//! | [`LOCALS`] | row within its window of each posting, `u16` |
-//! | [`WEIGHTS`] | weight of each posting, `f32` |
+//! | [`RUNS`] | of each run, windows ascending within a term: window, place, postings as `u32`, largest magnitude as `f32` |
+//! | [`POSTINGS`] | from eight times its place on, each run's rows and then its levels, filled up to eight bytes: ascending rows within the window, `u16`, and a byte each; or a mask for 64 rows each, `u64`, its bits in the order of [`kernel::bit_of`], and a byte for each bit that is set, in their order |
 
 use std::collections::HashMap;
 
 use crate::SparseRow;
+use crate::kernel;
 
-/// 65,536 rows: as many as 16 bits tell apart. Their scores take 256 KiB, which stay in the
+/// 65,536 rows: as many as 16 bits tell apart. Their sums take 128 KiB, which stay in the
 /// second-level cache while the terms of a query are added up.
 pub(super) const WINDOW: usize = 1 << 16;
-/// Raised whenever the sections change their meaning.
-pub(super) const FORMAT: u64 = 2;
-/// The oldest format that is read.
-pub(super) const OLDEST: u64 = 1;
+/// Raised whenever the sections change their meaning. Indexes of other formats are built anew.
+pub(super) const FORMAT: u64 = 3;
+/// A level that is not zero has at most this value.
+pub(super) const TOP_LEVEL: u8 = u8::MAX;
+/// Bytes that a run's place counts in.
+pub(super) const PLACE: usize = 8;
 
 pub(super) const META: &str = "sparse.meta";
 pub(super) const TERMS: &str = "sparse.terms";
 pub(super) const TERM_RUNS: &str = "sparse.term_runs";
-pub(super) const RUN_WINDOWS: &str = "sparse.run_windows";
-pub(super) const RUN_ENDS: &str = "sparse.run_ends";
-pub(super) const RUN_MAX: &str = "sparse.run_max";
-pub(super) const LOCALS: &str = "sparse.locals";
-pub(super) const WEIGHTS: &str = "sparse.weights";
+pub(super) const RUNS: &str = "sparse.runs";
+pub(super) const POSTINGS: &str = "sparse.postings";
+
+/// Whether the rows of a run are a mask: it is no longer than the list.
+pub(super) fn is_mask(postings: usize, rows_of_window: usize) -> bool {
+    rows_of_window.div_ceil(64) * size_of::<u64>() <= postings * size_of::<u16>()
+}
+
+/// Bytes of a run's rows.
+pub(super) fn row_bytes(postings: usize, rows_of_window: usize) -> usize {
+    if is_mask(postings, rows_of_window) {
+        rows_of_window.div_ceil(64) * size_of::<u64>()
+    } else {
+        postings * size_of::<u16>()
+    }
+}
 
 /// One term while the index is made.
 #[derive(Default)]
@@ -55,6 +70,16 @@ impl Term {
     }
 }
 
+/// A run while the index is made.
+#[derive(Clone, Default)]
+struct Run {
+    window: usize,
+    /// Of its postings.
+    end: usize,
+    /// The largest magnitude of its weights.
+    most: f32,
+}
+
 /// Makes the sections of an inverted index over `rows`, in row order.
 pub(super) fn build<'a>(
     rows: impl Iterator<Item = SparseRow<'a>> + Clone,
@@ -72,7 +97,7 @@ pub(super) fn build<'a>(
             let term = &mut terms[place];
             term.postings += 1;
             term.runs += usize::from(term.enters(row / WINDOW));
-            signed |= weight.is_sign_negative();
+            signed |= weight < 0.0;
         }
     }
 
@@ -89,40 +114,65 @@ pub(super) fn build<'a>(
         run_bounds.extend((runs as u32).to_le_bytes());
     }
 
-    let mut run_windows = vec![0; runs * 4];
-    let mut run_ends = vec![0; runs * 8];
-    let mut run_max = vec![f32::NEG_INFINITY; runs];
-    let mut locals = vec![0; postings * 2];
-    let mut weights = vec![0; postings * 4];
+    let mut runs = vec![Run::default(); runs];
+    let mut sorted = vec![(0, 0.0); postings];
     for (row, entries) in rows.enumerate() {
         let (window, local) = (row / WINDOW, (row % WINDOW) as u16);
         for (id, weight) in entries.iter() {
             let term = &mut terms[places[&id]];
             term.next_run += usize::from(term.enters(window));
-            let run = term.next_run - 1;
-            let posting = term.next_posting;
+            let run = &mut runs[term.next_run - 1];
+            sorted[term.next_posting] = (local, weight.abs());
             term.next_posting += 1;
-            put(&mut run_windows, run, (window as u32).to_le_bytes());
-            run_max[run] = run_max[run].max(weight);
-            put(&mut run_ends, run, (posting as u64 + 1).to_le_bytes());
-            put(&mut locals, posting, local.to_le_bytes());
-            put(&mut weights, posting, weight.to_le_bytes());
+            *run = Run { window, end: term.next_posting, most: run.most.max(weight.abs()) };
         }
+    }
+
+    let (mut records, mut bytes) = (Vec::with_capacity(runs.len() * 16), Vec::new());
+    let mut start = 0;
+    for run in &runs {
+        let of_run = &sorted[start..run.end];
+        let place = u32::try_from(bytes.len() / PLACE).expect("a segment's rows take below 32 GiB");
+        for number in [run.window as u32, place, of_run.len() as u32, run.most.to_bits()] {
+            records.extend(number.to_le_bytes());
+        }
+        let rows_of_window = WINDOW.min(row_count - run.window * WINDOW);
+        put(of_run, run.most, rows_of_window, &mut bytes);
+        bytes.resize(bytes.len().next_multiple_of(PLACE), 0);
+        start = run.end;
     }
     let meta = [FORMAT, row_count as u64, postings as u64, u64::from(signed)];
     vec![
         (META, meta.into_iter().flat_map(u64::to_le_bytes).collect()),
         (TERMS, ids),
         (TERM_RUNS, run_bounds),
-        (RUN_WINDOWS, run_windows),
-        (RUN_ENDS, run_ends),
-        (RUN_MAX, run_max.into_iter().flat_map(f32::to_le_bytes).collect()),
-        (LOCALS, locals),
-        (WEIGHTS, weights),
+        (RUNS, records),
+        (POSTINGS, bytes),
     ]
 }
 
-/// Writes element `at` of an array of little-endian numbers.
-fn put<const WIDTH: usize>(array: &mut [u8], at: usize, number: [u8; WIDTH]) {
-    array[at * WIDTH..(at + 1) * WIDTH].copy_from_slice(&number);
+/// Appends the rows and the levels of a run, which is ascending.
+fn put(run: &[(u16, f32)], most: f32, rows_of_window: usize, bytes: &mut Vec<u8>) {
+    let per_weight = if most > 0.0 { f64::from(TOP_LEVEL) / f64::from(most) } else { 0.0 };
+    let level =
+        |weight: f32| (f64::from(weight) * per_weight).ceil().clamp(1.0, TOP_LEVEL.into()) as u8;
+    if !is_mask(run.len(), rows_of_window) {
+        bytes.extend(run.iter().flat_map(|(local, _)| local.to_le_bytes()));
+        bytes.extend(run.iter().map(|(_, weight)| level(*weight)));
+        return;
+    }
+    let mut masks = vec![0_u64; rows_of_window.div_ceil(64)];
+    let mut levels = Vec::with_capacity(run.len());
+    for of_word in run.chunk_by(|(a, _), (b, _)| a / 64 == b / 64) {
+        let mut by_bit = [0; 64];
+        let mask = &mut masks[usize::from(of_word[0].0) / 64];
+        for (local, weight) in of_word {
+            let bit = kernel::bit_of(usize::from(local % 64));
+            *mask |= 1 << bit;
+            by_bit[bit] = level(*weight);
+        }
+        levels.extend(crate::mask::ones(*mask).map(|bit| by_bit[bit as usize]));
+    }
+    bytes.extend(masks.into_iter().flat_map(u64::to_le_bytes));
+    bytes.extend(levels);
 }

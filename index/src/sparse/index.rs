@@ -6,40 +6,51 @@ use std::ops::Range;
 use arrow_buffer::ScalarBuffer;
 
 use super::build::{
-    self, FORMAT, LOCALS, META, OLDEST, RUN_ENDS, RUN_MAX, RUN_WINDOWS, TERM_RUNS, TERMS, WEIGHTS,
-    WINDOW,
+    self, FORMAT, META, PLACE, POSTINGS, RUNS, TERM_RUNS, TERMS, WINDOW, is_mask, row_bytes,
 };
-use super::prune::{self, Asked};
 use super::query::Terms;
 use super::scan::SparseScan;
-use super::window::{self, Leg, Scores, Window};
+use super::window::{Asked, Leg, Rows, Sums, Window};
 use crate::search::check_mask;
 use crate::sections::typed;
 use crate::{
     Cancel, Error, Hit, Query, RowMask, SearchParams, Sections, SparseRow, TopK, VectorIndex,
 };
 
+/// Scoring a row takes about as long as adding this many postings.
+const POSTINGS_PER_ROW: usize = 512;
+
 thread_local! {
-    /// The scores of this thread's last search, all untouched again: 256 KiB per thread that
-    /// searches.
-    static SCORES: RefCell<Option<Box<Scores>>> = const { RefCell::new(None) };
+    /// The sums of this thread's last search, all zero again: 128 KiB per thread that searches.
+    static SUMS: RefCell<Option<Box<Sums>>> = const { RefCell::new(None) };
 }
 
 /// An inverted index over the rows of a sparse field; exact, by inner product.
 #[derive(Debug)]
 pub struct SparseIndex {
     rows: usize,
-    /// Some weight is negative, or negative zero.
+    /// Some weight is negative.
     signed: bool,
     column: SparseScan,
     terms: ScalarBuffer<u32>,
     term_runs: ScalarBuffer<u32>,
-    run_windows: ScalarBuffer<u32>,
-    run_ends: ScalarBuffer<u64>,
-    /// Absent from files of format 1.
-    run_max: Option<ScalarBuffer<f32>>,
+    /// Four numbers for each run.
+    runs: ScalarBuffer<u32>,
+    /// The same bytes three times: as masks, as lists of rows, as levels.
+    masks: ScalarBuffer<u64>,
     locals: ScalarBuffer<u16>,
-    weights: ScalarBuffer<f32>,
+    levels: ScalarBuffer<u8>,
+}
+
+/// What is written of a run.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    window: usize,
+    /// Its first byte.
+    start: usize,
+    postings: usize,
+    /// The largest magnitude of its weights.
+    most: f32,
 }
 
 impl SparseIndex {
@@ -54,20 +65,20 @@ impl SparseIndex {
 
     /// Opens an index over its sections and the `column` it was built from, both read in place.
     ///
-    /// Everything that a search would trip over is checked here: about 12 bytes per term and
-    /// window, and the postings of the last window.
+    /// Everything that a search would trip over is checked here: about 16 bytes per term and
+    /// window, and the rows of the last window.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if a section is missing, has another length than the others ask for, or
-    /// points outside.
+    /// points outside, and if the index has another format than this version writes.
     pub fn open(sections: &dyn Sections, column: SparseScan) -> Result<Self, Error> {
         let meta = typed::<u64>(sections, META)?;
         let &[format, rows, postings, signed] = &*meta else {
             return Err(Error::Corrupt(format!("`{META}` has {} numbers, expected 4", meta.len())));
         };
-        if !(OLDEST..=FORMAT).contains(&format) {
+        if format != FORMAT {
             return Err(Error::Corrupt(format!(
-                "the sparse index has format {format}, this version reads {OLDEST} to {FORMAT}"
+                "the sparse index has format {format}, this version reads {FORMAT}"
             )));
         }
         if rows != sections.rows() as u64 || column.rows() != sections.rows() {
@@ -83,11 +94,10 @@ impl SparseIndex {
             column,
             terms: typed(sections, TERMS)?,
             term_runs: typed(sections, TERM_RUNS)?,
-            run_windows: typed(sections, RUN_WINDOWS)?,
-            run_ends: typed(sections, RUN_ENDS)?,
-            run_max: if format == 1 { None } else { Some(typed(sections, RUN_MAX)?) },
-            locals: typed(sections, LOCALS)?,
-            weights: typed(sections, WEIGHTS)?,
+            runs: typed(sections, RUNS)?,
+            masks: typed(sections, POSTINGS)?,
+            locals: typed(sections, POSTINGS)?,
+            levels: typed(sections, POSTINGS)?,
         };
         index.check(postings)?;
         Ok(index)
@@ -97,36 +107,44 @@ impl SparseIndex {
         let require = |holds: bool, what: &str| {
             if holds { Ok(()) } else { Err(Error::Corrupt(format!("sparse index: {what}"))) }
         };
-        let runs = self.run_windows.len();
-        require(self.locals.len() as u64 == postings, "a row for each posting")?;
-        require(self.weights.len() as u64 == postings, "a weight for each posting")?;
+        require(self.runs.len().is_multiple_of(4), "four numbers for each run")?;
         require(self.term_runs.len() == self.terms.len(), "runs for each term")?;
-        require(self.run_ends.len() == runs, "an end for each run")?;
         require(self.terms.is_sorted_by(|a, b| a < b), "terms strictly ascend")?;
         require(self.term_runs.is_sorted(), "a term's runs come after the term's before")?;
-        let bounds = self.run_max.as_ref().is_none_or(|most| most.len() == runs);
-        require(bounds, "a largest weight for each run")?;
-        require(self.run_ends.is_sorted(), "a run's postings come after the run's before")?;
-        let ends = |last: Option<u64>, of: u64| last.unwrap_or(0) == of;
-        let last_run = self.term_runs.last().map(|&end| end.into());
-        require(ends(last_run, runs as u64), "terms use all runs")?;
-        require(ends(self.run_ends.last().copied(), postings), "runs use all postings")?;
-        let windows = self.rows.div_ceil(WINDOW);
-        let in_last = self.rows % WINDOW;
+        let last_run = self.term_runs.last().map_or(0, |&end| end as usize);
+        require(last_run == self.runs.len() / 4, "terms use all runs")?;
+        let mut all = 0;
         for term in 0..self.terms.len() {
-            let runs = &self.run_windows[self.runs(term)];
-            require(runs.is_sorted_by(|a, b| a < b), "windows strictly ascend within a term")?;
-            require(
-                runs.last().is_none_or(|&last| (last as usize) < windows),
-                "no window past the last",
-            )?;
+            let mut next = 0;
+            for run in self.runs(term).map(|run| self.run(run)) {
+                require(run.window >= next, "windows strictly ascend within a term")?;
+                next = run.window + 1;
+                let window = self.window(run.window);
+                let window =
+                    require(window.is_some(), "no window past the last").map(|()| window)?;
+                let Some(window) = window else { continue };
+                require((1..=window.len).contains(&run.postings), "a posting a row at most")?;
+                let bytes = row_bytes(run.postings, window.len) + run.postings;
+                require(run.start + bytes <= self.levels.len(), "no posting past the last")?;
+                require(run.most.is_finite() && run.most >= 0.0, "a largest magnitude")?;
+                all += run.postings as u64;
+                // All other windows have a row for each of the 65,536 values.
+                if window.len < WINDOW {
+                    let mut inside = true;
+                    self.leg(run, 0.0, &window)
+                        .rows
+                        .each(|local| inside &= usize::from(local) < window.len);
+                    require(inside, "no row past the last")?;
+                }
+            }
         }
-        // All other windows have a row for each of the 65,536 values.
-        for run in (0..runs).filter(|&run| self.run_windows[run] as usize == self.rows / WINDOW) {
-            let last = self.locals[self.postings(run)].iter().max();
-            require(last.is_none_or(|&last| usize::from(last) < in_last), "no row past the last")?;
-        }
-        Ok(())
+        require(all == postings, "runs have all postings")
+    }
+
+    /// The rows of window `number`, if there are any.
+    fn window(&self, number: usize) -> Option<Window> {
+        let base = number.checked_mul(WINDOW).filter(|base| *base < self.rows)?;
+        Some(Window { base, len: WINDOW.min(self.rows - base) })
     }
 
     fn runs(&self, term: usize) -> Range<usize> {
@@ -134,9 +152,31 @@ impl SparseIndex {
         start as usize..self.term_runs[term] as usize
     }
 
-    fn postings(&self, run: usize) -> Range<usize> {
-        let start = if run == 0 { 0 } else { self.run_ends[run - 1] };
-        start as usize..self.run_ends[run] as usize
+    fn run(&self, run: usize) -> Run {
+        let record = &self.runs[run * 4..run * 4 + 4];
+        Run {
+            window: record[0] as usize,
+            start: record[1] as usize * PLACE,
+            postings: record[2] as usize,
+            most: f32::from_bits(record[3]),
+        }
+    }
+
+    /// The postings of a run of `window`, and what the query's weight makes of them.
+    fn leg(&self, run: Run, weight: f32, window: &Window) -> Leg<'_> {
+        let row_bytes = row_bytes(run.postings, window.len);
+        let rows = if is_mask(run.postings, window.len) {
+            let start = run.start / size_of::<u64>();
+            Rows::Mask(&self.masks[start..start + row_bytes / size_of::<u64>()])
+        } else {
+            let start = run.start / size_of::<u16>();
+            Rows::List(&self.locals[start..start + run.postings])
+        };
+        Leg {
+            rows,
+            levels: &self.levels[run.start + row_bytes..][..run.postings],
+            most: f64::from(weight.abs()) * f64::from(run.most),
+        }
     }
 
     /// The query's terms that the index has, with their runs.
@@ -148,22 +188,20 @@ impl SparseIndex {
         known.collect()
     }
 
-    /// The postings of `active` in `window`, in the terms' order.
-    fn legs<'a>(&'a self, active: &mut [Active], window: usize, found: &mut Vec<Leg<'a>>) {
+    /// The postings of `active` in the window of that number.
+    fn legs<'a>(
+        &'a self,
+        active: &mut [Active],
+        number: usize,
+        window: &Window,
+        found: &mut Vec<Leg<'a>>,
+    ) {
         found.clear();
         for term in active {
-            let run = term.runs.start;
-            if !term.runs.is_empty() && self.run_windows[run] as usize == window {
-                let postings = self.postings(run);
-                found.push(Leg {
-                    locals: &self.locals[postings.clone()],
-                    weights: &self.weights[postings],
-                    asked: term.weight,
-                    most: self
-                        .run_max
-                        .as_ref()
-                        .map_or(f32::INFINITY, |most| term.weight * most[run]),
-                });
+            if let Some(run) = term.runs.clone().next().map(|run| self.run(run))
+                && run.window == number
+            {
+                found.push(self.leg(run, term.weight, window));
                 term.runs.start += 1;
             }
         }
@@ -192,31 +230,27 @@ impl VectorIndex for SparseIndex {
         if params.k == 0 || active.is_empty() {
             return Ok(Vec::new());
         }
-        let signed = self.signed || active.iter().any(|term| term.weight.is_sign_negative());
-        // A sum of products that are not negative only grows, so that it can be left unfinished
-        // once it is clear what it cannot reach. Where rows may score too much to be wanted, the
-        // best sums say nothing about the wanted ones.
-        let grows = !signed && self.run_max.is_some() && params.bounds.at_most.is_none();
-        let asked = grows.then(|| Asked::new(&terms, &self.column));
-        // Put back only when all is untouched again: should this thread unwind, the next search
-        // starts from new scores.
-        let mut scores = SCORES.take().unwrap_or_else(window::untouched);
+        let runs = active.iter().flat_map(|term| term.runs.clone());
+        let postings: usize = runs.map(|run| self.run(run).postings).sum();
+        if allowed.count().saturating_mul(POSTINGS_PER_ROW) < postings {
+            return self.column.search(query, params, allowed, cancel);
+        }
+        let signed = self.signed || active.iter().any(|term| term.weight < 0.0);
+        let wanted = (params.k, params.bounds.at_most);
+        let asked = Asked::new(&terms, &self.column, allowed, wanted, signed);
         let mut top = TopK::new(params.k, params.bounds);
-        let mut legs = Vec::with_capacity(active.len());
-        for (number, base) in (0..self.rows).step_by(WINDOW).enumerate() {
-            let window = Window { base, len: WINDOW.min(self.rows - base), allowed };
-            self.legs(&mut active, number, &mut legs);
-            if legs.is_empty() || window.is_closed() {
+        let mut legs = Vec::new();
+        // Taken, so that a search that ends early leaves nothing behind.
+        let mut sums = SUMS.take().unwrap_or_else(Sums::new);
+        for (number, window) in (0..).map_while(|number| Some((number, self.window(number)?))) {
+            self.legs(&mut active, number, &window, &mut legs);
+            if legs.is_empty() || window.is_closed(allowed) {
                 continue;
             }
             cancel.check()?;
-            if let Some(asked) = &asked {
-                prune::search(&window, &mut legs, asked, &mut scores, params.k, &mut top)?;
-            } else {
-                window.search(&legs, signed, &mut scores, &mut top);
-            }
+            window.search(&legs, &asked, &mut sums, &mut top)?;
         }
-        SCORES.set(Some(scores));
+        SUMS.set(Some(sums));
         Ok(top.into_hits())
     }
 

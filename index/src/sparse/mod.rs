@@ -6,7 +6,6 @@
 
 mod build;
 mod index;
-mod prune;
 mod query;
 mod row;
 mod scan;

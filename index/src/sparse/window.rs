@@ -1,170 +1,397 @@
-//! The rows of one window, and adding up their scores a term at a time.
+//! The rows of one window: adding up what they can score, and scoring those that matter.
 //!
-//! The postings of the query's terms are added into an array of scores that stays in cache; then
-//! the array is read once for scores above the worst of those kept. Where few rows were touched,
-//! those are read instead. The array says by itself which rows were touched: it starts out as
-//! [`UNTOUCHED`].
+//! Adding levels gives each row a sum that says how much it can score at most. The rows with the
+//! largest sums are scored on what is stored of them, and so is every other row whose sum does
+//! not keep it from the results. Most scores are never worked out, and none is approximate.
 
-use super::build::WINDOW;
-use crate::kernel::{self, UNTOUCHED};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::Range;
+
+use super::build::{TOP_LEVEL, WINDOW};
+use super::query::Terms;
+use super::scan::{SparseScan, Weights};
+use crate::kernel::{self, LevelKernel};
 use crate::mask::ones;
-use crate::{Row, RowMask, TopK};
+use crate::{Error, Row, RowMask, TopK};
 
-/// The scores of one window.
-pub(super) type Scores = [f32; WINDOW];
+/// What the sums of all terms may come to, which leaves room in 16 bits for rounding up.
+const TOP_SUM: usize = 60_000;
 
-/// 1,024 scores are read against one floor before it is looked up again: while the best are still
-/// being found it rises quickly.
-const SCAN_ROWS: usize = 1024;
+/// 16,384 rows, whose sums stay in the first-level cache while all terms are added to them.
+const PART: usize = 256;
 
-/// Reading a posting's row back costs about as much as reading this many scores in a row.
-const SCORES_PER_POSTING: usize = 8;
+/// 1,024 sums are looked at against one floor before it is looked up again.
+const WORDS: usize = 16;
 
-/// Scores that nothing was added to.
-pub(super) fn untouched() -> Box<Scores> {
-    vec![UNTOUCHED; WINDOW].try_into().expect("the vector has exactly that length")
+/// Where more rows than were wanted turn out to be out of bounds, so many times more are looked at.
+const WIDER: usize = 4;
+
+/// Cache lines of a row that are asked for ahead, and how many rows ahead.
+const LINES_AHEAD: usize = 8;
+const ROWS_AHEAD: usize = 3;
+
+/// The sums of one window, all zero between searches.
+#[derive(Debug, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(super) struct Sums([kernel::Sums; WINDOW / 64]);
+
+impl Sums {
+    /// On the heap from the start.
+    pub(super) fn new() -> Box<Self> {
+        bytemuck::zeroed_box()
+    }
+
+    fn of(&self, local: u16) -> u16 {
+        self.0[usize::from(local / 64)][usize::from(local % 64)]
+    }
+}
+
+/// The rows of a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// Rows within the window, ascending.
+    List(&'a [u16]),
+    /// A bit for each row, in the order of [`kernel::bit_of`].
+    Mask(&'a [u64]),
+}
+
+impl Rows<'_> {
+    /// Calls `each` for every row within the window.
+    pub(super) fn each(&self, mut each: impl FnMut(u16)) {
+        match self {
+            Self::List(locals) => locals.iter().copied().for_each(each),
+            Self::Mask(masks) => {
+                for (at, mask) in masks.iter().enumerate() {
+                    ones(*mask).for_each(|bit| {
+                        each((at * 64 + kernel::row_of(bit as usize)) as u16);
+                    });
+                }
+            }
+        }
+    }
 }
 
 /// The postings of one term of the query in one window.
 pub(super) struct Leg<'a> {
-    /// Rows within the window, ascending.
-    pub(super) locals: &'a [u16],
-    /// Their weights.
-    pub(super) weights: &'a [f32],
-    /// The term's weight in the query.
-    pub(super) asked: f32,
-    /// The most that it adds to a row of this window; infinite where that is not known.
-    pub(super) most: f32,
+    pub(super) rows: Rows<'a>,
+    /// Of each posting.
+    pub(super) levels: &'a [u8],
+    /// The largest magnitude of a product.
+    pub(super) most: f64,
 }
 
-impl Leg<'_> {
-    /// Number of postings.
-    pub(super) fn len(&self) -> usize {
-        self.locals.len()
-    }
+/// The postings of a leg that are not added yet.
+struct Rest<'a> {
+    rows: Rows<'a>,
+    levels: &'a [u8],
+    /// What a level is multiplied with, in 256ths.
+    factor: u16,
+}
 
-    /// Adds the term to the scores of its rows.
-    pub(super) fn add(&self, signed: bool, scores: &mut Scores) {
-        let postings = self.locals.iter().zip(self.weights);
-        if signed {
-            for (&local, weight) in postings {
-                // Adding +0 turns a product of -0, which would leave the row untouched, into +0.
-                scores[usize::from(local)] += self.asked * weight + 0.0;
+impl Rest<'_> {
+    /// Adds the levels of the rows of one part to their sums. Parts come in order.
+    fn add(&mut self, part: usize, kernel: LevelKernel, sums: &mut Sums) {
+        match &mut self.rows {
+            Rows::Mask(masks) => {
+                let (now, later) = masks.split_at(masks.len().min(PART));
+                let sums = &mut sums.0[part * PART..][..now.len()];
+                self.levels = (kernel.add)(now, self.levels, self.factor, sums);
+                *masks = later;
             }
-        } else {
-            for (&local, weight) in postings {
-                scores[usize::from(local)] += self.asked * weight;
+            Rows::List(locals) => {
+                let end = (part + 1) * PART * 64;
+                let count = locals.partition_point(|local| usize::from(*local) < end);
+                let (now, later) = locals.split_at(count);
+                let (levels, rest) = self.levels.split_at(count);
+                let sums = sums.0.as_flattened_mut();
+                for (local, level) in now.iter().zip(levels) {
+                    let sum = &mut sums[usize::from(*local)];
+                    *sum = sum.wrapping_add(kernel::share(*level, self.factor));
+                }
+                (*locals, self.levels) = (later, rest);
             }
         }
     }
 }
 
-/// Whether rows are found quicker by going over the postings than over all scores of the window.
-pub(super) fn are_few(legs: &[Leg<'_>], len: usize) -> bool {
-    legs.iter().map(Leg::len).sum::<usize>() < len / SCORES_PER_POSTING
+/// What stays the same over the windows of a search.
+pub(super) struct Asked<'a> {
+    weights: Weights,
+    column: &'a SparseScan,
+    allowed: &'a RowMask,
+    /// Results wanted.
+    k: usize,
+    /// The largest score that is wanted.
+    at_most: Option<f32>,
+    /// Some product may be negative.
+    signed: bool,
+    /// A sum in single precision is within this factor of the true one.
+    slack: f64,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn new(
+        terms: &Terms,
+        column: &'a SparseScan,
+        allowed: &'a RowMask,
+        (k, at_most): (usize, Option<f32>),
+        signed: bool,
+    ) -> Self {
+        // Each of n products and additions is off by at most half an epsilon.
+        let slack = 1.0 + (terms.len() + 4) as f64 * f64::from(f32::EPSILON);
+        Self { weights: Weights::new(terms), column, allowed, k, at_most, signed, slack }
+    }
+}
+
+/// How sums and scores relate in one window.
+///
+/// Of a sum of `s` over `n` legs, the magnitudes of the row's products come to at most `s + n`
+/// units: each level is rounded up and each share of a level down, by less than one.
+struct Scale {
+    unit: f64,
+    legs: f64,
+    /// What all legs together can bring.
+    total: f64,
+    slack: f64,
+}
+
+impl Scale {
+    /// `None` where 16 bits are too few, or weights too large for numbers.
+    fn new(legs: &[Leg<'_>], asked: &Asked<'_>) -> Option<Self> {
+        let total: f64 = legs.iter().map(|leg| leg.most).sum();
+        let steps = TOP_SUM.checked_sub(legs.len() * 2)?;
+        let unit = total / steps as f64;
+        // Below, factors could not be told from zero.
+        (unit.is_normal() || unit == 0.0).then_some(Self {
+            unit,
+            legs: legs.len() as f64,
+            total,
+            slack: asked.slack,
+        })
+    }
+
+    /// What a level is multiplied with, in 256ths.
+    fn factor(&self, leg: &Leg<'_>) -> u16 {
+        // At most `TOP_SUM` times 256 / 255 and one; zero over zero is none.
+        (leg.most * 256.0 / (f64::from(TOP_LEVEL) * self.unit)).ceil() as u16
+    }
+
+    /// The least sum with which a row can score as much as `floor`.
+    fn least(&self, floor: Option<f32>) -> u16 {
+        match floor {
+            // Rounds towards zero.
+            Some(floor) if floor > 0.0 => {
+                (f64::from(floor.min(f32::MAX)) / (self.unit * self.slack) - self.legs) as u16
+            }
+            Some(_) | None => 0,
+        }
+    }
+
+    /// The least sum with which a row scores more than `at_most` for certain.
+    fn end(&self, asked: &Asked<'_>) -> usize {
+        match asked.at_most {
+            Some(at_most) if !asked.signed => {
+                let lost = self.total / f64::from(TOP_LEVEL);
+                let most = f64::from(at_most.max(0.0)) * self.slack + lost;
+                (most / self.unit + self.legs).min(f64::from(u16::MAX)) as usize + 1
+            }
+            Some(_) | None => usize::from(u16::MAX) + 1,
+        }
+    }
 }
 
 /// Up to [`WINDOW`] rows of a segment.
-pub(super) struct Window<'a> {
+pub(super) struct Window {
     /// The first row, a multiple of [`WINDOW`].
     pub(super) base: usize,
     /// Number of rows.
     pub(super) len: usize,
-    /// The rows of the segment that may be found.
-    pub(super) allowed: &'a RowMask,
 }
 
-impl Window<'_> {
+impl Window {
     /// Whether no row may be found.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self, allowed: &RowMask) -> bool {
         let words = self.base / 64..(self.base + self.len).div_ceil(64);
-        self.allowed.words()[words].iter().all(|&word| word == 0)
+        allowed.words()[words].iter().all(|&word| word == 0)
+    }
+
+    /// Offers to `top` the rows that are among the `k` best, and maybe others. The sums are zero
+    /// before and after.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the column's offsets point outside of it.
+    pub(super) fn search<'a>(
+        &self,
+        legs: &[Leg<'a>],
+        asked: &Asked<'_>,
+        sums: &mut Sums,
+        top: &mut TopK,
+    ) -> Result<(), Error> {
+        let Some(scale) = Scale::new(legs, asked) else {
+            return self.score(&self.touched(legs, asked, |_| true), asked, top, |_| true);
+        };
+        if top.floor().is_some_and(|floor| scale.total * scale.slack < f64::from(floor)) {
+            return Ok(());
+        }
+        let kernel = kernel::levels();
+        let rest =
+            |leg: &Leg<'a>| Rest { rows: leg.rows, levels: leg.levels, factor: scale.factor(leg) };
+        let mut rest: Vec<Rest<'a>> = legs.iter().map(rest).collect();
+        for part in 0..self.len.div_ceil(64 * PART) {
+            rest.iter_mut().for_each(|rest| rest.add(part, kernel, sums));
+        }
+        let outcome = self.offer(legs, &scale, asked, (sums, kernel), top);
+        sums.0[..self.len.div_ceil(64)].fill([0; 64]);
+        outcome
+    }
+
+    /// Scores rows by descending sums, until those left cannot score enough.
+    fn offer(
+        &self,
+        legs: &[Leg<'_>],
+        scale: &Scale,
+        asked: &Asked<'_>,
+        (sums, kernel): (&Sums, LevelKernel),
+        top: &mut TopK,
+    ) -> Result<(), Error> {
+        let find = Find { window: self, allowed: asked.allowed, sums, kernel };
+        let (mut end, mut wanted) = (scale.end(asked), asked.k);
+        loop {
+            let least = usize::from(scale.least(top.floor()));
+            if end <= least.max(1) {
+                break;
+            }
+            // Until there are enough rows, the best sums show which they will be.
+            let start =
+                if top.is_full() { least.max(1) } else { find.rank(wanted, end).max(least) };
+            let mut near = find.between(start..end);
+            near.sort_unstable_by_key(|local| Reverse(sums.of(*local)));
+            self.score(&near, asked, top, |(local, floor)| sums.of(local) >= scale.least(floor))?;
+            (end, wanted) = (start, wanted.saturating_mul(WIDER));
+        }
+        if scale.least(top.floor()) == 0 {
+            let rest = self.touched(legs, asked, |local| sums.of(local) == 0);
+            self.score(&rest, asked, top, |_| true)?;
+        }
+        Ok(())
+    }
+
+    /// The allowed rows that have a posting and are `wanted`, ascending.
+    fn touched(
+        &self,
+        legs: &[Leg<'_>],
+        asked: &Asked<'_>,
+        wanted: impl Fn(u16) -> bool,
+    ) -> Vec<u16> {
+        let mut touched = Vec::new();
+        for leg in legs {
+            leg.rows.each(|local| {
+                if wanted(local) && asked.allowed.contains(self.row(local)) {
+                    touched.push(local);
+                }
+            });
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        touched
+    }
+
+    /// Scores rows on what is stored of them, up to the first that is not `worth` it any more,
+    /// given the floor.
+    fn score(
+        &self,
+        locals: &[u16],
+        asked: &Asked<'_>,
+        top: &mut TopK,
+        worth: impl Fn((u16, Option<f32>)) -> bool,
+    ) -> Result<(), Error> {
+        let row = |local: &u16| asked.column.row(self.row(*local) as usize);
+        let ask = |local: &u16| row(local).map(|row| kernel::prefetch(row.as_bytes(), LINES_AHEAD));
+        locals.iter().take(ROWS_AHEAD).try_for_each(ask)?;
+        for (at, local) in locals.iter().enumerate() {
+            if !worth((*local, top.floor())) {
+                break;
+            }
+            locals.get(at + ROWS_AHEAD).map_or(Ok(()), ask)?;
+            if let Some(score) = asked.weights.score(row(local)?) {
+                top.push(self.row(*local), score);
+            }
+        }
+        Ok(())
     }
 
     /// The row of the segment that `local` is.
-    pub(super) fn row(&self, local: u16) -> Row {
+    fn row(&self, local: u16) -> Row {
         (self.base + usize::from(local)) as Row
     }
+}
 
-    /// Adds up all of `legs` in their order, offers every row to `top`, and leaves the scores
-    /// untouched.
-    pub(super) fn search(
-        &self,
-        legs: &[Leg<'_>],
-        signed: bool,
-        scores: &mut Scores,
-        top: &mut TopK,
-    ) {
-        legs.iter().for_each(|leg| leg.add(signed, scores));
-        if are_few(legs, self.len) {
-            for &local in legs.iter().flat_map(|leg| leg.locals) {
-                let score = std::mem::replace(&mut scores[usize::from(local)], UNTOUCHED);
-                let row = self.row(local);
-                if score.to_bits() != UNTOUCHED.to_bits() && self.allowed.contains(row) {
-                    top.push(row, score);
+/// Looks for allowed rows by their sums.
+struct Find<'a> {
+    window: &'a Window,
+    allowed: &'a RowMask,
+    sums: &'a Sums,
+    kernel: LevelKernel,
+}
+
+impl Find<'_> {
+    /// The `wanted`-th largest sum below `end`, at least 1.
+    fn rank(&self, wanted: usize, end: usize) -> usize {
+        let mut best: BinaryHeap<Reverse<u16>> = BinaryHeap::new();
+        self.each(
+            |best: &BinaryHeap<_>| match best.peek() {
+                Some(Reverse(worst)) if best.len() >= wanted => worst.saturating_add(1),
+                Some(_) | None => 1,
+            },
+            &mut best,
+            |best, local| {
+                let sum = self.sums.of(local);
+                if usize::from(sum) >= end {
+                } else if best.len() < wanted {
+                    best.push(Reverse(sum));
+                } else if let Some(mut worst) = best.peek_mut()
+                    && worst.0 < sum
+                {
+                    *worst = Reverse(sum);
+                }
+            },
+        );
+        match best.peek() {
+            Some(Reverse(worst)) if best.len() >= wanted => usize::from(*worst),
+            Some(_) | None => 1,
+        }
+    }
+
+    /// The rows with sums in `range`, which begins above zero.
+    fn between(&self, range: Range<usize>) -> Vec<u16> {
+        let start = u16::try_from(range.start).unwrap_or(u16::MAX);
+        let mut found = Vec::new();
+        self.each(
+            |_| start,
+            &mut found,
+            |found, local| {
+                if usize::from(self.sums.of(local)) < range.end {
+                    found.push(local);
+                }
+            },
+        );
+        found
+    }
+
+    /// Calls `each` for the rows whose sum is at least what `least` says before every part.
+    fn each<T>(&self, least: impl Fn(&T) -> u16, state: &mut T, each: impl Fn(&mut T, u16)) {
+        let words = self.window.len.div_ceil(64);
+        let allowed = &self.allowed.words()[self.window.base / 64..];
+        for (part, sums) in self.sums.0[..words].chunks(WORDS).enumerate() {
+            let mut found = [0; WORDS];
+            (self.kernel.at_least)(sums, least(state), &mut found);
+            for (at, found) in found[..sums.len()].iter().enumerate() {
+                let word = part * WORDS + at;
+                for bit in ones(found & allowed[word]) {
+                    each(state, (word * 64 + bit as usize) as u16);
                 }
             }
-        } else {
-            self.offer(scores, top);
-            scores[..self.len].fill(UNTOUCHED);
-        }
-    }
-
-    /// Offers the touched rows to `top`, in row order.
-    pub(super) fn offer(&self, scores: &Scores, top: &mut TopK) {
-        for start in (0..self.len).step_by(SCAN_ROWS) {
-            let end = self.len.min(start + SCAN_ROWS);
-            self.above(scores, start..end, top.floor(), |local| {
-                top.push(self.row(local), scores[usize::from(local)]);
-            });
-        }
-    }
-
-    /// The touched rows of `part`, which begins at a multiple of 64 and has at most
-    /// [`SCAN_ROWS`], whose score is not at or below `floor`.
-    fn above(
-        &self,
-        scores: &Scores,
-        part: std::ops::Range<usize>,
-        floor: Option<f32>,
-        mut found: impl FnMut(u16),
-    ) {
-        let mut passed = [0; SCAN_ROWS / 64];
-        kernel::select()(&scores[part.clone()], floor.unwrap_or(f32::NAN), &mut passed);
-        let allowed = &self.allowed.words()[(self.base + part.start) / 64..];
-        for (at, (passed, allowed)) in passed.iter().zip(allowed).enumerate() {
-            for bit in ones(passed & allowed) {
-                found((part.start + at * 64 + bit as usize) as u16);
-            }
-        }
-    }
-
-    /// The allowed rows with a score above `floor`, ascending. `legs` are those that were added.
-    pub(super) fn list(&self, legs: &[Leg<'_>], scores: &Scores, floor: f32, found: &mut Vec<u16>) {
-        found.clear();
-        if are_few(legs, self.len) {
-            let locals = legs.iter().flat_map(|leg| leg.locals).copied();
-            found.extend(locals.filter(|&local| {
-                scores[usize::from(local)] > floor && self.allowed.contains(self.row(local))
-            }));
-            found.sort_unstable();
-            found.dedup();
-        } else {
-            for start in (0..self.len).step_by(SCAN_ROWS) {
-                let end = self.len.min(start + SCAN_ROWS);
-                self.above(scores, start..end, Some(floor), |local| found.push(local));
-            }
-        }
-    }
-
-    /// Leaves the scores untouched again. `legs` are all that were added.
-    pub(super) fn clear(&self, legs: &[Leg<'_>], scores: &mut Scores) {
-        if are_few(legs, self.len) {
-            for &local in legs.iter().flat_map(|leg| leg.locals) {
-                scores[usize::from(local)] = UNTOUCHED;
-            }
-        } else {
-            scores[..self.len].fill(UNTOUCHED);
         }
     }
 }
