@@ -30,8 +30,9 @@ from demo.node import binary
 OURS = "elanus"
 WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 LEAVES = (4, 8, 12, 16, 24, 32, 48, 64, 96)
-FILTER_WIDTH, TWO_THREADS_WIDTH = 128, 64
+FILTER_WIDTHS, TWO_THREADS_WIDTH = (64, 128, 256, 512), 64
 SPARSE_WIDTHS = {OURS: (0, 10, 20, 30, 40), "qdrant-sparse": (0,), "seismic": (4, 6, 8, 10, 12, 20, 40, 60)}
+SPARSE_FIELDS = ("splade", "bm25")
 
 
 class Refused(Exception):
@@ -123,9 +124,10 @@ def dense(folder: Path, peers: list[str], rounds: int, absent: dict[str, str]) -
                     curves.add((peer.name, width), peer.search(width, "gt_dense.npy"))
             for mask in masks:
                 name = mask.stem.removeprefix("mask_")
-                for peer in processes:
-                    answer = peer.search(FILTER_WIDTH, f"gt_{name}.npy", mask.name)
-                    filtered.add((name, peer.name), answer)
+                for width in FILTER_WIDTHS:
+                    for peer in processes:
+                        answer = peer.search(width, f"gt_{name}.npy", mask.name)
+                        filtered.add((name, peer.name, width), answer)
             for threads in (1, 2):
                 for peer in processes:
                     if peer.name in (OURS, "hnswlib"):
@@ -134,7 +136,7 @@ def dense(folder: Path, peers: list[str], rounds: int, absent: dict[str, str]) -
             print(f"   round {number + 1} of {rounds}", flush=True)
         built = {peer.name: peer.built for peer in processes}
     shares = {mask.stem.removeprefix("mask_"): float(np.load(mask).mean()) for mask in masks}
-    kept = [row | {"share": shares[row["filter"]]} for row in filtered.rows("filter", "peer")]
+    kept = [row | {"share": shares[row["filter"]]} for row in filtered.rows("filter", "peer", "width")]
     return {
         "built": built,
         "curves": curves.rows("peer", "width"),
@@ -228,14 +230,21 @@ def main() -> None:
         "flat": flat(folder, chosen(FLAT), args.rounds, absent),
         "sparse": {
             field: sparse(folder, field, chosen(SPARSE), args.rounds, absent)
-            for field in ("splade", "bm25")
+            for field in SPARSE_FIELDS
             if (folder / f"{field}.npy").exists()
         },
+        "million": {},
         "wire": None,
+        "alone": None,
     }
+    if not args.rows:
+        data.million()
+        run["million"] = {field: sparse(data.MILLION, field, [], args.rounds, absent) for field in SPARSE_FIELDS}
     if not args.no_wire:
         print("== over the wire", flush=True)
         run["wire"] = wire.measure(folder, args.rounds, args.seconds, "milvus-lite" in there)
+        print("== a node by itself", flush=True)
+        run["alone"] = wire.alone(folder, args.seconds)
     run |= {
         "when": datetime.date.today().isoformat(),
         "minutes": (time.monotonic() - began) / 60,

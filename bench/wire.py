@@ -14,6 +14,7 @@ from demo.fetch_models import DEFAULT_DIR
 from demo.node import Node, binary
 
 SERVER_READY_S = 60
+INSERTED_A_SECOND = 5_000
 LITE = "milvus-lite==3.2.2"
 
 
@@ -126,6 +127,32 @@ def measure(folder: Path, rounds: int, seconds: float, lite: bool) -> dict:
         shutil.rmtree(Path(scratch) / "lite", ignore_errors=True)
     searched = [row(key, lines) for key, lines in asked.items()]
     return {"loaded": loaded, "searched": searched, "absent": absent}
+
+
+def alone(folder: Path, seconds: float) -> dict:
+    """What only a node of one's own is asked: to search while rows come in, to start again, and to
+    keep its indexes mapped."""
+    rows = json.loads((folder / "about.json").read_text())["rows"]
+    search = ["--ef", "32", "--concurrency", "1", "--truth", "gt_dense.npy"]
+    opened = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = Path(scratch) / "node"
+        with Node(kept, DEFAULT_DIR) as node:
+            bench(node, "load", folder, "--rows", rows // 2)
+            idle = bench(node, "search", folder, "--seconds", seconds, *search[:4])[0]
+            more = ["--append", rows // 2, "--rate", INSERTED_A_SECOND, "--batch", INSERTED_A_SECOND // 10]
+            command = [binary(), "bench", "load", folder, "--uri", node.uri, *more]
+            inserting = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+            meanwhile = bench(node, "search", folder, "--seconds", min(seconds, rows / 2 / INSERTED_A_SECOND - 1), *search[:4])[0]
+            if inserting.poll() is not None:
+                raise RuntimeError("the rows were inserted before the search had ended")
+            inserting.communicate()
+        for how, options in (("in memory", []), ("mapped", ["--mapped"])):
+            with Node(kept, DEFAULT_DIR) as node:
+                bench(node, "load", folder, "--replace", *options)
+            with Node(kept, DEFAULT_DIR) as node:
+                opened[how] = bench(node, "search", folder, "--seconds", seconds, *search)[0] | {"ready_ms": node.ready_ms}
+    return {"rows": rows, "idle": idle, "meanwhile": meanwhile, "opened": opened}
 
 
 def row(key: tuple, lines: list[dict]) -> dict:

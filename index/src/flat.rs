@@ -72,8 +72,7 @@ impl FlatIndex {
             if word.count_ones() as usize == len {
                 let scores = &mut scores[..len];
                 (scorer.kernel.block)(query, self.vectors.range(start, len), scores);
-                // Positive zero, since `select` leaves the negative one out.
-                scores.iter_mut().for_each(|score| *score = *score * scale + 0.0);
+                scores.iter_mut().for_each(|score| *score *= scale);
                 let mut better = [0];
                 select(scores, top.floor().unwrap_or(f32::NAN), &mut better);
                 for bit in ones(better[0]) {

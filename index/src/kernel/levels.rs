@@ -103,11 +103,14 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{LevelKernel, Sums};
-    use crate::kernel::x86::{load128, load256, load512};
+    use crate::kernel::x86::{load128, load256, load512, prefetch};
 
     pub(super) const AVX2: LevelKernel = LevelKernel { add: avx2_add, at_least: avx2_at_least };
     pub(super) const AVX512: LevelKernel =
         LevelKernel { add: avx512_add, at_least: avx512_at_least };
+
+    /// Each term's levels are a stream of their own, more of them than are foreseen by themselves.
+    const LEVELS_AHEAD: usize = 512;
 
     /// For each byte of a mask, which of the next levels goes to the upper half of each of eight
     /// 16-bit lanes; 128 makes zero.
@@ -169,6 +172,7 @@ mod x86 {
             let zero = _mm512_setzero_si512();
             let mut levels = levels;
             for (mask, sums) in masks.iter().zip(sums) {
+                prefetch(levels.get(LEVELS_AHEAD..).unwrap_or_default(), 1);
                 let next = match levels.first_chunk::<64>() {
                     Some(next) => load512(next),
                     None => {

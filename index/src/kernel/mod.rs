@@ -27,6 +27,8 @@ pub use levels::{AddLevels, AtLeast, LevelKernel, Sums, bit_of, levels, levels_a
 pub use nibbles::{NIBBLES, NibbleDot, NibbleDots, NibbleKernel, nibble_dot, nibble_dot_at};
 pub use tiles::{LEAST_SQUARE, Limit, TILE_QUERIES, TILE_ROWS, Tiles};
 
+use std::sync::LazyLock;
+
 use crate::{Elem, Error, Metric};
 
 /// A set of instructions that kernels are written for.
@@ -80,6 +82,10 @@ const BYTES_AHEAD: usize = 16 * 1024;
 pub type Pair = fn(query: &[u8], row: &[u8]) -> f32;
 /// Compares a query with each of several rows that lie one after another; one result per row.
 pub type Block = fn(query: &[u8], rows: &[u8], out: &mut [f32]);
+/// Sets bit `i` of `out` where `scores[i]` is not at or below `floor`; so does a score or a floor
+/// that is not a number. `out` has a word per 64 scores, the last of which may be partial.
+pub type Select = fn(scores: &[f32], floor: f32, out: &mut [u64]);
+
 /// The functions for one metric and element type.
 ///
 /// | metric | result |
@@ -192,6 +198,32 @@ fn available(level: Level) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Unsupported(format!("this machine has no {level:?} instructions")))
+}
+
+/// The [`Select`] function of one level.
+///
+/// # Errors
+/// [`Error::Unsupported`] if the machine lacks the instructions.
+pub fn select_at(level: Level) -> Result<Select, Error> {
+    available(level)?;
+    Ok(match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => x86::avx2_select,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => x86::avx512_select,
+        #[cfg(not(target_arch = "x86_64"))]
+        Level::Avx2 | Level::Avx512 => scalar::select,
+        Level::Scalar | Level::Neon => scalar::select,
+    })
+}
+
+/// The best [`Select`] function of this machine.
+#[must_use]
+pub fn select() -> Select {
+    // Searches ask for it once for a thousand rows.
+    static BEST: LazyLock<Select> =
+        LazyLock::new(|| select_at(Level::best()).unwrap_or(scalar::select));
+    *BEST
 }
 
 /// Asks for the cache lines of `items`, at most the first `lines`, before they are needed.

@@ -135,6 +135,17 @@ pub(super) fn jaccard_distance(both: f32, either: f32) -> f32 {
     if either > 0.0 { (either - both) / either } else { 1.0 }
 }
 
+/// Also the last, partial word of the other levels.
+pub(super) fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
+    for (scores, word) in scores.chunks(64).zip(out) {
+        *word = (0..).zip(scores).fold(0, |word, (bit, score)| {
+            #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN on either side passes")]
+            let passes = !(*score <= floor);
+            word | u64::from(passes) << bit
+        });
+    }
+}
+
 fn code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     let dot = |step: &Step, code: &[u8; 64]| -> i32 {
         step.0.iter().zip(code).map(|(q, c)| i32::from(*q) * i32::from(*c)).sum()

@@ -151,6 +151,31 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn every_level_selects_what_the_reference_selects(
+        scores in proptest::collection::vec(
+            prop_oneof![
+                4 => (-3i8..4).prop_map(f32::from),
+                1 => Just(-0.0),
+                1 => Just(f32::NAN),
+                1 => Just(f32::NEG_INFINITY),
+            ],
+            0..300,
+        ),
+        floor in prop_oneof![(-3i8..4).prop_map(f32::from), Just(f32::NAN)],
+    ) {
+        let mut expected = vec![0; scores.len().div_ceil(64)];
+        for (i, score) in scores.iter().enumerate() {
+            let at_or_below = *score <= floor;
+            expected[i / 64] |= u64::from(!at_or_below) << (i % 64);
+        }
+        for level in levels() {
+            let mut words = vec![!0; expected.len()];
+            select_at(level).expect("available")(&scores, floor, &mut words);
+            prop_assert_eq!(&words, &expected, "{:?}", level);
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,10 @@
 //! Rows are read where they lie; only the queries are packed, once for all rows. The inner
 //! products of a tile, six rows with up to 64 queries, are summed in registers, each compared
 //! with its [`Limit`] there, and forgotten: what passes is few, and is scored again by the
-//! [`Kernel`](super::Kernel) that scores a row alone.
+//! [`Kernel`](super::Kernel) that scores a row alone. Machines without AVX2 have a general matrix
+//! product in their place.
+
+use faer::{Accum, MatMut, MatRef, Par};
 
 use super::Level;
 
@@ -17,7 +20,7 @@ pub const TILE_QUERIES: usize = 64;
 pub const LEAST_SQUARE: f32 = 1e-30;
 
 /// A number of each query of a panel: a cache line, so that no load straddles two.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub(super) struct Numbers(pub(super) [f32; PANEL]);
 
@@ -129,8 +132,8 @@ fn tile(level: Level) -> Tile {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::avx512_tile,
         #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => plain_tile,
-        Level::Scalar | Level::Neon => plain_tile,
+        Level::Avx2 | Level::Avx512 => product_tile,
+        Level::Scalar | Level::Neon => product_tile,
     }
 }
 
@@ -140,26 +143,35 @@ pub(super) fn length(square: f32) -> f32 {
     if (LEAST_SQUARE..f32::INFINITY).contains(&square) { square.sqrt() } else { f32::NAN }
 }
 
-/// Plain Rust, which compilers make vectors of that every machine has.
-fn plain_tile(
+/// A general matrix product, for machines that no tile is written for.
+fn product_tile(
     panels: &Panels,
     rows: [&[u8]; TILE_ROWS],
     _next: [&[u8]; TILE_ROWS],
 ) -> [u64; TILE_ROWS] {
-    let mut words = [0; TILE_ROWS];
-    for (word, row) in words.iter_mut().zip(rows) {
+    let dim = panels.numbers.first().map_or(0, Vec::len);
+    let numbers = |row: &[u8]| -> Vec<f32> {
         let (row, _) = row.as_chunks();
-        let row = row.iter().map(|number| f32::from_le_bytes(*number));
-        let square = row.clone().map(|number| number * number).sum::<f32>();
-        let (length, square) = (length(square), square * panels.square);
-        for (at, (panel, limits)) in panels.numbers.iter().zip(&panels.limits).enumerate() {
-            assert_eq!(row.len(), panel.len(), "a row as wide as the queries");
-            let mut products = [0.0; PANEL];
-            for (queries, number) in panel.iter().zip(row.clone()) {
-                for (product, query) in products.iter_mut().zip(queries.0) {
-                    *product += query * number;
-                }
-            }
+        row.iter().map(|number| f32::from_le_bytes(*number)).collect()
+    };
+    let rows = rows.map(numbers);
+    assert!(rows.iter().all(|row| row.len() == dim), "rows as wide as the queries");
+    let squares = rows.each_ref().map(|row| row.iter().map(|number| number * number).sum::<f32>());
+    let rows = rows.concat();
+    let mut words = [0; TILE_ROWS];
+    for (at, (panel, limits)) in panels.numbers.iter().zip(&panels.limits).enumerate() {
+        let queries: &[f32] = bytemuck::cast_slice(panel);
+        let mut products = [[0.0; PANEL]; TILE_ROWS];
+        faer::linalg::matmul::matmul(
+            MatMut::from_row_major_slice_mut(products.as_flattened_mut(), TILE_ROWS, PANEL),
+            Accum::Replace,
+            MatRef::from_row_major_slice(&rows, TILE_ROWS, dim),
+            MatRef::from_row_major_slice(queries, dim, PANEL),
+            1.0,
+            Par::Seq,
+        );
+        for ((word, products), square) in words.iter_mut().zip(products).zip(squares) {
+            let (length, square) = (length(square), square * panels.square);
             let limits = limits.constant.0.iter().zip(limits.linear.0);
             for (query, (product, (constant, linear))) in products.iter().zip(limits).enumerate() {
                 let at_most = *product <= constant + linear * length + square;

@@ -483,6 +483,49 @@ pub(super) fn load128(bytes: &[u8; 16]) -> __m128i {
 }
 
 /// Only to be called where [`has_avx512`].
+pub(super) fn avx512_select(scores: &[f32], floor: f32, out: &mut [u64]) {
+    #[target_feature(enable = "avx512f")]
+    fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
+        let (words, tail) = scores.as_chunks::<64>();
+        let floor_lane = _mm512_set1_ps(floor);
+        for (scores, out) in words.iter().zip(out.iter_mut()) {
+            let (quarters, _) = bytemuck::bytes_of(scores).as_chunks::<64>();
+            *out = quarters.iter().rev().fold(0, |word, quarter| {
+                let lane = _mm512_castsi512_ps(load512(quarter));
+                word << 16 | u64::from(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(lane, floor_lane))
+            });
+        }
+        if let Some(out) = out.get_mut(words.len()..) {
+            scalar::select(tail, floor, out);
+        }
+    }
+    // SAFETY: `select_at` hands this function out only where the machine has AVX-512.
+    unsafe { select(scores, floor, out) }
+}
+
+/// Only to be called where [`has_avx2`].
+pub(super) fn avx2_select(scores: &[f32], floor: f32, out: &mut [u64]) {
+    #[target_feature(enable = "avx2")]
+    fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
+        let (words, tail) = scores.as_chunks::<64>();
+        let floor_lane = _mm256_set1_ps(floor);
+        for (scores, out) in words.iter().zip(out.iter_mut()) {
+            let (eighths, _) = bytemuck::bytes_of(scores).as_chunks::<32>();
+            *out = eighths.iter().rev().fold(0, |word, eighth| {
+                let lane = _mm256_castsi256_ps(load256(eighth));
+                let passes = _mm256_cmp_ps::<_CMP_NLE_UQ>(lane, floor_lane);
+                word << 8 | u64::from(_mm256_movemask_ps(passes).cast_unsigned())
+            });
+        }
+        if let Some(out) = out.get_mut(words.len()..) {
+            scalar::select(tail, floor, out);
+        }
+    }
+    // SAFETY: `select_at` hands this function out only where the machine has AVX2.
+    unsafe { select(scores, floor, out) }
+}
+
+/// Only to be called where [`has_avx512`].
 pub(super) fn avx512_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     #[target_feature(enable = "avx512f,avx512vnni")]
     #[inline]

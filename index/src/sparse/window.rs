@@ -101,15 +101,18 @@ impl Rest<'_> {
             }
             Rows::List(locals) => {
                 let end = (part + 1) * PART * 64;
-                let count = locals.partition_point(|local| usize::from(*local) < end);
-                let (now, later) = locals.split_at(count);
-                let (levels, rest) = self.levels.split_at(count);
                 let sums = sums.0.as_flattened_mut();
-                for (local, level) in now.iter().zip(levels) {
-                    let sum = &mut sums[usize::from(*local)];
-                    *sum = sum.wrapping_add(kernel::share(*level, self.factor));
+                let mut count = 0;
+                // Searched for, the end of the part would be waited for.
+                for (local, level) in locals.iter().zip(self.levels) {
+                    let local = usize::from(*local);
+                    if local >= end {
+                        break;
+                    }
+                    sums[local] = sums[local].wrapping_add(kernel::share(*level, self.factor));
+                    count += 1;
                 }
-                (*locals, self.levels) = (later, rest);
+                (*locals, self.levels) = (&locals[count..], &self.levels[count..]);
             }
         }
     }

@@ -64,6 +64,15 @@ pub(super) struct Args {
     /// Drop a collection of that name first
     #[arg(long)]
     replace: bool,
+    /// Only insert, from that row on, into a collection that has those before it
+    #[arg(long, value_name = "ROW", conflicts_with = "replace")]
+    append: Option<usize>,
+    /// Rows a second to insert at most
+    #[arg(long, value_name = "N")]
+    rate: Option<u32>,
+    /// Keep the indexes mapped: `mmap.enabled` of the collection
+    #[arg(long)]
+    mapped: bool,
     /// Seconds to wait for the indexes
     #[arg(long, default_value_t = 1800)]
     timeout: u64,
@@ -157,6 +166,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 async fn load(args: &Args, columns: &Arc<Columns>) -> Result<()> {
+    if args.append.is_some() {
+        return insert(args, columns).await;
+    }
     let name = &args.target.collection;
     let mut client = args.target.connect().await?;
     if args.replace {
@@ -169,6 +181,7 @@ async fn load(args: &Args, columns: &Arc<Columns>) -> Result<()> {
         schema: columns.schema(name).encode_to_vec().into(),
         shards_num: 1,
         consistency_level: ConsistencyLevel::Eventually.into(),
+        properties: args.mapped.then(|| pair("mmap.enabled", "true")).into_iter().collect(),
         ..CreateCollectionRequest::default()
     };
     check("create the collection", Some(client.create_collection(request).await?.get_ref()))?;
@@ -206,22 +219,30 @@ impl Cpu {
 }
 
 async fn insert(args: &Args, columns: &Arc<Columns>) -> Result<()> {
+    let first = args.append.unwrap_or(0);
     let (cpu, next) = (Cpu::now(args), Arc::new(AtomicUsize::new(0)));
+    let per_row = args.rate.map(|rate| Duration::from_secs(1) / rate.max(1));
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..args.concurrency {
         let mut client = args.target.connect().await?;
         let (columns, next) = (Arc::clone(columns), Arc::clone(&next));
         let (name, batch) = (args.target.collection.clone(), args.batch);
+        let begun = cpu.wall;
         workers.spawn(async move {
             let (mut millis, mut sent) = (Vec::new(), 0);
             loop {
-                let from = next.fetch_add(1, Ordering::Relaxed).saturating_mul(batch);
+                let before = next.fetch_add(1, Ordering::Relaxed).saturating_mul(batch);
+                let from = first.saturating_add(before);
                 if from >= columns.rows {
                     return Ok::<_, anyhow::Error>((millis, sent));
                 }
                 let to = from.saturating_add(batch).min(columns.rows);
                 let request = columns.batch(&name, from, to);
                 sent += request.encoded_len();
+                if let Some(per_row) = per_row {
+                    let due = per_row.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
+                    tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
+                }
                 let began = Instant::now();
                 let answer = client.insert(request).await?;
                 check("insert", answer.get_ref().status.as_ref())?;
@@ -236,14 +257,15 @@ async fn insert(args: &Args, columns: &Arc<Columns>) -> Result<()> {
         sent += bytes;
     }
     let wall = cpu.wall.elapsed().as_secs_f64();
+    let rows = columns.rows.saturating_sub(first);
     millis.sort_by(f64::total_cmp);
     let per_cpu = cpu.spent(args).filter(|spent| *spent > 0.0);
     say(&json!({
-        "kind": "insert", "rows": columns.rows, "rows_per_s": round(columns.rows as f64 / wall, 0),
+        "kind": "insert", "rows": rows, "rows_per_s": round(rows as f64 / wall, 0),
         "mb_per_s": round(sent as f64 / 1e6 / wall, 1), "batch": args.batch,
         "concurrency": args.concurrency,
         "p50_ms": round(percentile(&millis, 0.5), 2), "p99_ms": round(percentile(&millis, 0.99), 2),
-        "rows_per_server_cpu_s": per_cpu.map(|spent| round(columns.rows as f64 / spent, 0)),
+        "rows_per_server_cpu_s": per_cpu.map(|spent| round(rows as f64 / spent, 0)),
     }))
 }
 

@@ -256,9 +256,12 @@ async fn drive(
     judge: &impl Fn(usize, &[usize]) -> (usize, usize),
 ) -> Result<Value> {
     let mut clients = Vec::with_capacity(concurrency);
+    let mut first = None;
     for _ in 0..concurrency {
         let mut client = args.target.connect().await?;
+        let began = Instant::now();
         requests[0].send(&mut client).await?;
+        first.get_or_insert(began.elapsed().as_secs_f64() * 1e3);
         clients.push(client);
     }
     let server = args.target.pid.and_then(process::cpu_seconds);
@@ -288,11 +291,15 @@ async fn drive(
         "kind": "search", "concurrency": concurrency, "nq": args.nq, "limit": args.limit,
         "qps": round(queries / wall, 1), "p50_ms": round(percentile(&millis, 0.5), 3),
         "p99_ms": round(percentile(&millis, 0.99), 3),
+        "first_ms": first.map(|first| round(first, 3)),
         "client_cpu_ms": own.map(|own| round(own * 1e3 / queries, 3)),
         "server_cpu_ms": server.map(|server| round(server * 1e3 / queries, 3)),
         "qps_per_server_cpu_s":
             server.filter(|server| *server > 0.0).map(|server| round(queries / server, 0)),
     });
+    if let Some(pid) = args.target.pid {
+        line["memory"] = process::memory(pid);
+    }
     if args.truth.is_some() {
         let (mut hits, mut wanted, mut judged) = (0, 0, 0);
         for (request, lists) in &found {
