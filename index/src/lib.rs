@@ -43,7 +43,7 @@ mod vectors;
 pub use cancel::Cancel;
 pub use error::Error;
 pub use flat::FlatIndex;
-pub use hnsw::{HnswIndex, HnswParams, Trail};
+pub use hnsw::{HnswIndex, HnswParams, Seed, Trail};
 pub use mask::RowMask;
 pub use progress::Progress;
 pub use search::{Bounds, Hit, Metric, Query, Row, SearchParams, VectorIndex};

@@ -10,6 +10,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use elanus_index::Row;
+
 use crate::Error;
 use crate::apply::{self, Control, Merged};
 use crate::blobs::Blobs;
@@ -19,10 +21,10 @@ use crate::collection::Collection;
 use crate::engine::Core;
 use crate::manifest::{Edit, collection_dir};
 use crate::schema::{Field, Schema};
-use crate::segment::seal::{self, Outdated, Work};
+use crate::segment::seal::{self, Outdated, SealedRows, Work};
 use crate::segment::sealed::SealedSegment;
 use crate::segment::{Body, Segment};
-use crate::upkeep::repair;
+use crate::upkeep::{Seed, repair};
 
 /// Fewer small segments than this are left alone: each row is copied once per so many.
 const FEWEST: usize = 4;
@@ -261,10 +263,34 @@ pub(crate) fn merge(
     manifests.commit(edit, core.clock.now())?;
     let merge =
         Merge { sources: ids.clone(), target: target.as_ref().map(|(new, _)| new.id), partition };
+    let seed = target.as_ref().and_then(|(new, rows)| seed_of(core, sources, new.id, rows));
     let merged = Merged { sources: ids.into_iter().zip(known).collect(), target };
     ask(core, |reply| Control::Merge { collection: collection.id(), merged, reply })?;
     remove_files(core, collection, &old);
+    if let Some(seed) = seed {
+        let segments = collection.version();
+        let is_there = |id| segments.segments.iter().any(|segment| segment.id == id);
+        collection.upkeep().sow(seed, is_there);
+    }
     Ok(Some(merge))
+}
+
+/// The largest of the sources that have graphs, for those of the segment that they became.
+fn seed_of(core: &Core, sources: &[Arc<Segment>], target: i64, rows: &SealedRows) -> Option<Seed> {
+    let with_graphs = (0..).zip(sources).filter_map(|(at, segment)| match &segment.body {
+        Body::Sealed(sealed) if sealed.has_graph() => Some((at, sealed)),
+        Body::Sealed(_) | Body::Growing(_) => None,
+    });
+    let (position, source) = with_graphs.max_by_key(|(_, sealed)| sealed.rows())?;
+    let mut places = vec![Row::MAX; source.rows()];
+    for (new, (segment, row)) in (0..).zip(&rows.order) {
+        if *segment == position {
+            places[*row as usize] = new;
+        }
+    }
+    let memory = core.budget.hold_for_build(size_of_val(&*places));
+    let (source, places) = (Arc::clone(source), Arc::from(places));
+    Some(Seed { target, source, places, _memory: Arc::new(memory) })
 }
 
 /// Room on the disk for the result of a merge, and the memory it takes until the guard is dropped.

@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use elanus_index::{Cancel, Progress};
+use elanus_index::{Cancel, Progress, Row};
 
 use crate::Error;
 use crate::apply::Control;
@@ -53,6 +53,20 @@ struct State {
     /// The compactions that were asked for and did not begin.
     wanted: Vec<i64>,
     failures: Vec<Failure>,
+    seeds: Vec<Seed>,
+}
+
+/// A segment with graphs that was merged into another, whose graphs begin with its links. It is
+/// forgotten once they are built, and then its files go.
+#[derive(Clone, Debug)]
+pub(crate) struct Seed {
+    /// The segment that it was merged into.
+    pub(crate) target: i64,
+    pub(crate) source: Arc<SealedSegment>,
+    /// For each of its rows the row of the target; [`Row::MAX`] if it is gone.
+    pub(crate) places: Arc<[Row]>,
+    /// Counts the places.
+    pub(crate) _memory: Arc<Held>,
 }
 
 /// Why an index could not be built.
@@ -119,6 +133,14 @@ impl Upkeep {
         let again = state.phase == Phase::RunningAndAsked;
         state.phase = if again { Phase::Queued } else { Phase::Idle };
         again
+    }
+
+    /// Keeps a segment for the graphs of the one it was merged into; those of which that is gone are
+    /// forgotten.
+    pub(crate) fn sow(&self, seed: Seed, is_there: impl Fn(i64) -> bool) {
+        let mut state = self.state();
+        state.seeds.retain(|seed| is_there(seed.target));
+        state.seeds.push(seed);
     }
 
     /// Takes the compactions that were asked for.
@@ -230,7 +252,10 @@ fn keep(core: &Arc<Core>, collection: &Arc<Collection>) -> Result<(), Error> {
             }
         }
         drop_unwanted(core, collection)?;
-        let Some((task, sealed)) = next_task(core, collection) else { return Ok(()) };
+        let Some((task, sealed)) = next_task(core, collection) else {
+            collection.upkeep().state().seeds.clear();
+            return Ok(());
+        };
         let built = build(core, collection, &task, &sealed);
         collection.upkeep().state().building = None;
         match built {
@@ -471,10 +496,13 @@ fn build(
     let _scratch = core.budget.hold_for_build(bytes);
     let began = core.clock.now();
     let Building { progress, cancel, .. } = &building;
+    let seed = collection.upkeep().state().seeds.iter().find(|s| s.target == task.segment).cloned();
+    let seed = seed.and_then(|seed| Some((seed.source.graph(field, &task.kind)?, seed.places)));
+    let seed = seed.as_ref().map(|(graph, places)| (&**graph, &**places));
     let place = (&core.blobs, dir.as_str(), file.as_str());
     let written = core
         .pools
-        .build(|| index::write(place, &task.kind, field, &column, most, progress, cancel));
+        .build(|| index::write(place, &task.kind, field, &column, most, seed, (progress, cancel)));
     let written = match written {
         // Stopped: the node, the collection or the definition is going.
         Err(Error::Search(elanus_index::Error::Cancelled)) => return Ok(()),
@@ -494,7 +522,8 @@ fn build(
     sealed.put_index(&written);
     let ms = core.clock.now().millis().saturating_sub(began.millis());
     let Task { segment, field, kind } = task;
-    tracing::info!(segment, field, ?kind, rows = sealed.rows(), ms, "an index was built");
+    let (rows, seeded) = (sealed.rows(), seed.is_some());
+    tracing::info!(segment, field, ?kind, rows, seeded, ms, "an index was built");
     Ok(())
 }
 

@@ -21,8 +21,8 @@ pub(super) trait Graph {
     fn layers(&self) -> usize;
 }
 
-/// A graph that grows. Which rows are on which layer is decided by the parameters, so each list
-/// has its place from the start.
+/// A graph that grows. Which rows are on which layer is decided beforehand, so each list has its
+/// place from the start.
 #[derive(Debug)]
 pub(super) struct Growing {
     base_links: usize,
@@ -41,10 +41,12 @@ struct Layer {
 }
 
 impl Growing {
-    pub(super) fn new(rows: usize, params: &HnswParams) -> Self {
+    /// Without links; `levels` are the highest layers that the rows are on.
+    pub(super) fn new(levels: &[u8], params: &HnswParams) -> Self {
         let mut upper: Vec<Layer> = Vec::new();
-        for row in 0..rows as Row {
-            let level = params.level(row);
+        let rows = levels.len();
+        for (row, level) in (0..).zip(levels) {
+            let level = usize::from(*level);
             if level > upper.len() {
                 upper.resize_with(level, Layer::default);
             }
@@ -193,6 +195,13 @@ impl Opened {
         let entry = Row::try_from(entry).ok().filter(|row| (*row as usize) < rows);
         require(entry.is_some() == (rows > 0), "an entry among the rows")?;
         Ok(Self { m, base, upper_rows, upper_links, upper, entry })
+    }
+}
+
+impl Opened {
+    /// The rows of an upper layer, counted from 0, ascending.
+    pub(super) fn rows_of(&self, layer: usize) -> &[Row] {
+        &self.upper_rows[self.upper[layer].clone()]
     }
 }
 

@@ -15,6 +15,7 @@ mod layout;
 mod lines;
 mod params;
 mod search;
+mod seed;
 mod space;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,4 +24,5 @@ mod walk;
 
 pub use params::HnswParams;
 pub use search::HnswIndex;
+pub use seed::Seed;
 pub use trail::Trail;

@@ -45,7 +45,7 @@ impl HnswParams {
 
     /// The highest layer that `row` is on: each layer has one `m`-th of the rows of the one
     /// below (Malkov & Yashunin 2016, section 4.1).
-    pub(super) fn level(&self, row: u32) -> usize {
+    pub(super) fn level(&self, row: u32) -> u8 {
         // SplitMix64 (Steele, Lea, Flood 2014) of seed and row.
         let mut bits = self.seed ^ u64::from(row).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         bits = (bits ^ bits >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -53,6 +53,7 @@ impl HnswParams {
         bits ^= bits >> 31;
         // In (0, 1], so that the logarithm is finite.
         let uniform = ((bits >> 11) + 1) as f64 / (1u64 << 53) as f64;
-        (-uniform.ln() / (self.m as f64).ln()) as usize
+        // At most 53, of a logarithm to base 2.
+        (-uniform.ln() / (self.m as f64).ln()) as u8
     }
 }

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use super::build;
 use super::graph::{Graph, Opened};
 use super::params::HnswParams;
+use super::seed::Seed;
 use super::space::Space;
 use super::trail::Trail;
 use super::walk::{Around, Scratch, descend, valid, walk};
@@ -131,7 +132,24 @@ impl HnswIndex {
         cancel: &Cancel,
     ) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
         check_kind(vectors, metric)?;
-        build::build(vectors, metric, params, progress, cancel)
+        build::build(vectors, metric, params, None, progress, cancel)
+    }
+
+    /// As [`HnswIndex::build`], beginning with the links of another graph by the same metric, built
+    /// with the same parameters, where that pays.
+    ///
+    /// # Errors
+    /// As [`HnswIndex::build`]; [`Error::Unsupported`] if the places are no places.
+    pub fn build_on(
+        seed: &Seed<'_>,
+        vectors: &Vectors,
+        params: &HnswParams,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+        let metric = seed.graph.metric;
+        check_kind(vectors, metric)?;
+        build::build(vectors, metric, params, Some(seed), progress, cancel)
     }
 
     /// Opens an index over its sections, which are read in place, and the rows it was built on.

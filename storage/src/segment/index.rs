@@ -10,8 +10,8 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use arrow_array::{Array, ArrayRef, LargeBinaryArray};
 use elanus_index::{
-    Cancel, Elem, HnswIndex, HnswParams, Progress, SparseIndex, SparseRow, SparseScan, TermIndex,
-    VectorIndex, Vectors,
+    Cancel, Elem, HnswIndex, HnswParams, Progress, Row, Seed, SparseIndex, SparseRow, SparseScan,
+    TermIndex, VectorIndex, Vectors,
 };
 
 use super::sealed::Repair;
@@ -94,6 +94,24 @@ impl Index {
             Opened::Graph(index) => Some(index),
             Opened::Terms(_) => None,
         }))
+    }
+
+    /// The graph over a segment, as [`Index::open_vectors`].
+    ///
+    /// # Errors
+    /// As [`Index::open_vectors`].
+    pub(super) fn open_graph(
+        &self,
+        rows: usize,
+        field: &Field,
+        column: &ArrayRef,
+        owner: &dyn Repair,
+    ) -> Result<Option<Arc<HnswIndex>>, Error> {
+        self.open_vectors(rows, field, column, owner)?;
+        Ok(match self.opened.get() {
+            Some(Some(Opened::Graph(graph))) => Some(Arc::clone(graph)),
+            Some(Some(Opened::Sparse(_) | Opened::Terms(_)) | None) | None => None,
+        })
     }
 
     /// The sorted terms of a segment of that many rows.
@@ -181,7 +199,8 @@ impl Doomable for Index {
 }
 
 /// Builds an index over a column of a segment and publishes it as `file` in `dir`. Uses the rayon
-/// pool that it is called in. Sorted terms take at most about `terms_bytes` of memory meanwhile.
+/// pool that it is called in. Sorted terms take at most about `terms_bytes` of memory meanwhile. A
+/// graph begins with `seed`, one of the same kind over many of the rows, which come with their places.
 ///
 /// # Errors
 /// [`Error::Search`] if they would take more, and once `cancel` is set; and what prevents writing.
@@ -191,8 +210,8 @@ pub(crate) fn write(
     field: &Field,
     column: &ArrayRef,
     terms_bytes: usize,
-    progress: &Progress,
-    cancel: &Cancel,
+    seed: Option<(&HnswIndex, &[Row])>,
+    (progress, cancel): (&Progress, &Cancel),
 ) -> Result<IndexFile, Error> {
     let sections = match kind {
         IndexKind::SparseInverted => sparse_sections(column)?,
@@ -203,7 +222,14 @@ pub(crate) fn write(
                 ef_construction: graph.ef_construction,
                 ..HnswParams::default()
             };
-            HnswIndex::build(&vectors(field, column)?, graph.metric, &params, progress, cancel)?
+            let vectors = vectors(field, column)?;
+            match seed {
+                Some((graph, places)) => {
+                    let seed = Seed { graph, places };
+                    HnswIndex::build_on(&seed, &vectors, &params, progress, cancel)?
+                }
+                None => HnswIndex::build(&vectors, graph.metric, &params, progress, cancel)?,
+            }
         }
     };
     let sections: Vec<Section> =

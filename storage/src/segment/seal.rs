@@ -233,7 +233,7 @@ pub(crate) fn write(
             let progress = Progress::default();
             let (place, never) = ((blobs, dir.as_str(), file.as_str()), Cancel::never());
             // No terms are sorted here.
-            index::write(place, &kind, field, column, 0, &progress, &never)
+            index::write(place, &kind, field, column, 0, None, (&progress, &never))
         })
         .collect::<Result<_, _>>()?;
     Ok(SegmentEntry {

@@ -17,7 +17,7 @@ use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::{FileDecoder, read_footer_length};
 use arrow_ipc::{Block, MetadataVersion, root_as_footer};
 use arrow_schema::{DataType as ArrowType, SchemaRef};
-use elanus_index::{Metric, RowMask, VectorIndex};
+use elanus_index::{HnswIndex, Metric, RowMask, VectorIndex};
 
 use super::digest::column_crc;
 use super::index::Index;
@@ -292,6 +292,19 @@ impl SealedSegment {
         // Whoever reads the rows instead is told that they are damaged.
         let column = self.column(field).ok()?;
         self.usable(field, index.open_vectors(self.rows, field, &column, &*self.repair))
+    }
+
+    /// The graph of a kind over a field, if there is one and it is sound.
+    pub(crate) fn graph(&self, field: &Field, kind: &IndexKind) -> Option<Arc<HnswIndex>> {
+        let indexes = self.indexes.load();
+        let index = indexes.iter().find(|i| i.field() == field.id && i.kind() == kind)?;
+        let column = self.column(field).ok()?;
+        self.usable(field, index.open_graph(self.rows, field, &column, &*self.repair))
+    }
+
+    /// Whether it has a graph over any field.
+    pub(crate) fn has_graph(&self) -> bool {
+        self.indexes.load().iter().any(|index| matches!(index.kind(), IndexKind::Hnsw(_)))
     }
 
     /// See [`super::Segment::terms`].

@@ -295,7 +295,7 @@ fn the_sparse_index_answers_and_its_loss_is_reported_once() {
     let cancel = elanus_index::Cancel::never();
     let place = (&files.blobs, "data/7", "again.idx");
     let progress = elanus_index::Progress::default();
-    let again = index::write(place, &kind, terms, &column, 0, &progress, &cancel).unwrap();
+    let again = index::write(place, &kind, terms, &column, 0, None, (&progress, &cancel)).unwrap();
     sealed.put_index(&again);
     assert!(!path.exists(), "nobody needs the damaged file any more");
     assert!(sealed.index(terms, Metric::Ip, true).is_some());
