@@ -6,21 +6,28 @@ use rayon::prelude::*;
 use super::codes::{Codes, Prepared, numbers};
 use crate::flat::Scorer;
 use crate::kernel;
-use crate::{Bounds, Cancel, Error, Metric, Row, Sections, TopK, Vectors};
+use crate::{
+    Bounds, Cancel, Error, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, Sections,
+    TopK, VectorIndex, Vectors,
+};
 
 /// Rows compared in one call, so that the query is read once for all of them.
 pub(super) const ROWS_AT_ONCE: usize = 4;
 /// Rows that stand for queries when codes are tried.
 const TRIED: usize = 48;
-/// Rows among which the tried ones look for their neighbours.
-const TRIED_AMONG: usize = 8192;
+/// Of those, as many as share one reading of all rows on a thread.
+const TRIED_AT_ONCE: usize = 16;
 /// Neighbours looked for.
 const NEIGHBOURS: usize = 10;
 /// Places among which codes must have them: fewer than a search scores again.
 const WITHIN: usize = 15;
+/// Rows of a sample among which half bytes must have them within as many places.
+const SAMPLED: usize = 8192;
+/// Places among which half bytes must have them of all rows: those of a beam.
+const WITHIN_BEAM: usize = 32;
 /// Share of the neighbours that must be there. Codes of text embeddings have all of them; rows
-/// that differ by less than a step of their outlying dimensions fail. By half bytes, embeddings of
-/// 384 dimensions pass, and a walk is then as good as on codes; most rows of 64 dimensions fail.
+/// that differ by less than a step of their outlying dimensions fail. Half bytes of 384 dimensions
+/// pass, and a walk is then as good as on codes; most rows of 64 dimensions fail.
 const FOUND_AT_LEAST: f64 = 0.99;
 /// Cache lines asked for ahead of those being read; twice as many were no quicker.
 const LINES_ON_THEIR_WAY: usize = 36;
@@ -80,11 +87,19 @@ impl Space {
         let codes = Some(Codes::encode(vectors, metric, cancel)?);
         let scorer = Scorer::new(vectors, metric)?;
         let mut space = Self { vectors: vectors.clone(), metric, scorer, codes };
-        if space.found(By::Codes) < FOUND_AT_LEAST {
+        // How near the neighbours are tells how fine numbers must be. Of fewer rows they are
+        // farther away, so all rows count; but then they are many, and a narrow beam has to tell
+        // them from others by ranks that only a sample shows.
+        let all = Trial::new(&space, 1, cancel)?;
+        if all.found(&space, By::Codes, WITHIN, cancel)? < FOUND_AT_LEAST {
             space.codes = None;
+            return Ok(space);
         }
         space.set_coarse(true);
-        if space.codes.is_some() && space.found(By::HalfBytes) < FOUND_AT_LEAST {
+        let sample = Trial::new(&space, vectors.rows().div_ceil(SAMPLED).max(1), cancel)?;
+        if sample.found(&space, By::HalfBytes, WITHIN, cancel)? < FOUND_AT_LEAST
+            || all.found(&space, By::HalfBytes, WITHIN_BEAM, cancel)? < FOUND_AT_LEAST
+        {
             space.set_coarse(false);
         }
         Ok(space)
@@ -219,41 +234,81 @@ impl Space {
         let score = self.scorer.score(&target.bytes, target.scale, row);
         if score.is_nan() { f32::NEG_INFINITY } else { score }
     }
+}
 
-    /// The share of rows' true neighbours that are among the best [`WITHIN`] by codes or half
-    /// bytes, in a sample.
-    fn found(&self, by: By) -> f64 {
-        let rows = self.rows();
-        let every = |count: usize| rows.div_ceil(count).max(1);
-        let pool: Vec<Row> = (0..rows as Row).step_by(every(TRIED_AMONG)).collect();
-        let tried: Vec<Row> = (0..rows as Row).step_by(every(TRIED)).collect();
-        let counts = tried.par_iter().map(|&row| self.neighbours_found(row, &pool, by));
-        let (found, wanted) = counts.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-        if wanted == 0 { 1.0 } else { found as f64 / wanted as f64 }
+/// Rows that stand for queries, and how near their neighbours are.
+#[derive(Debug)]
+struct Trial {
+    /// The rows among which neighbours are looked for.
+    pool: Vec<Row>,
+    queries: Vec<Tried>,
+}
+
+#[derive(Debug)]
+struct Tried {
+    row: Row,
+    /// Neighbours it has.
+    wanted: usize,
+    /// The score of the farthest of them.
+    worst: f32,
+}
+
+impl Trial {
+    /// Among every `step`-th row.
+    fn new(space: &Space, step: usize, cancel: &Cancel) -> Result<Self, Error> {
+        let rows = space.rows();
+        let every = |step: usize| (0..rows as Row).step_by(step);
+        let tried: Vec<Row> = every(rows.div_ceil(TRIED).max(1)).collect();
+        let queries: Vec<Query<'_>> =
+            tried.iter().map(|row| Query::Dense(space.vectors.row(*row))).collect();
+        let params = SearchParams { k: NEIGHBOURS + 1, ..SearchParams::default() };
+        let flat = FlatIndex::new(space.vectors.clone(), space.metric);
+        let pool = RowMask::from_fn(rows, |row| (row as usize).is_multiple_of(step));
+        let lists: Vec<Vec<Hit>> = queries
+            .par_chunks(TRIED_AT_ONCE)
+            .map(|queries| flat.search_many(queries, &params, &pool, cancel))
+            .collect::<Result<Vec<_>, Error>>()?
+            .concat();
+        let queries = tried.into_iter().zip(lists).map(|(row, mut hits)| {
+            hits.retain(|hit| hit.row != row);
+            hits.truncate(NEIGHBOURS);
+            Tried { row, wanted: hits.len(), worst: hits.last().map_or(f32::INFINITY, |h| h.score) }
+        });
+        Ok(Self { queries: queries.collect(), pool: every(step).collect() })
     }
 
-    /// How many of the neighbours of `row` in `pool` are found, and how many there are.
-    fn neighbours_found(&self, row: Row, pool: &[Row], by: By) -> (usize, usize) {
-        let bytes = self.vectors.row(row);
-        let scale = self.scorer.scale(bytes);
+    /// The share of the neighbours that are among the best `within` by codes or half bytes.
+    fn found(&self, space: &Space, by: By, within: usize, cancel: &Cancel) -> Result<f64, Error> {
+        let counts = self.queries.par_iter().map(|tried| {
+            cancel.check()?;
+            Ok(self.found_of(tried, space, by, within))
+        });
+        let found: usize = counts.collect::<Result<Vec<_>, Error>>()?.iter().sum();
+        let wanted: usize = self.queries.iter().map(|tried| tried.wanted).sum();
+        Ok(if wanted == 0 { 1.0 } else { found as f64 / wanted as f64 })
+    }
+
+    /// How many of the neighbours of a row are found.
+    fn found_of(&self, tried: &Tried, space: &Space, by: By, within: usize) -> usize {
+        let bytes = space.vectors.row(tried.row);
+        let scale = space.scorer.scale(bytes);
         let mut target = Target::default();
-        self.prepare(bytes, &mut target);
-        target.by = if self.codes.is_some() { by } else { By::Rows };
-        let mut exact = TopK::new(NEIGHBOURS, Bounds::default());
-        let mut coded = TopK::new(WITHIN, Bounds::default());
-        for &other in pool.iter().filter(|other| **other != row) {
-            exact.push(other, self.scorer.score(bytes, scale, other));
-            coded.push(other, self.score(&target, other));
-        }
-        let exact = exact.into_hits();
-        let Some(worst) = exact.last().map(|hit| hit.score) else { return (0, 0) };
+        space.prepare(bytes, &mut target);
+        target.by = by;
+        let mut coded = TopK::new(within, Bounds::default());
+        space.score_each(&target, &self.pool, |row, score| {
+            if row != tried.row {
+                coded.push(row, score);
+            }
+        });
         // By score, as equal rows may stand for each other.
         let coded = coded.into_hits().into_iter();
         let found = coded.filter(|hit| {
             // NaN is worse than every number, as in the heap.
-            self.scorer.score(bytes, scale, hit.row) >= worst || worst == f32::NEG_INFINITY
+            space.scorer.score(bytes, scale, hit.row) >= tried.worst
+                || tried.worst == f32::NEG_INFINITY
         });
-        (found.count().min(exact.len()), exact.len())
+        found.count().min(tried.wanted)
     }
 }
 
@@ -292,5 +347,45 @@ fn in_fours(
         for (row, score) in rest.iter().zip(score(four)) {
             take(*row, score);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_buffer::Buffer;
+
+    use super::*;
+    use crate::Elem;
+    use crate::testing::Random;
+
+    /// 50 groups of 120 rows, each of which differ by less than half bytes tell apart. Of every
+    /// 150th row no two are of one group.
+    #[test]
+    fn half_bytes_are_tried_on_neighbours_as_near_as_there_are() {
+        const DIM: usize = 256;
+        const LATENT: usize = 4;
+        let random = &mut Random(3);
+        let mut drawn = |count: usize| (0..count).map(|_| random.float()).collect::<Vec<f32>>();
+        let (directions, places) = (drawn(DIM * LATENT), drawn(50 * LATENT));
+        let noise = drawn(6000 * DIM);
+        let numbers = noise.iter().enumerate().map(|(at, noise)| {
+            let place = &places[at / DIM / 120 * LATENT..][..LATENT];
+            let direction = &directions[at % DIM * LATENT..][..LATENT];
+            let centre: f32 = place.iter().zip(direction).map(|(a, b)| a * b).sum();
+            centre + 0.1 * noise
+        });
+        let bytes = numbers.flat_map(f32::to_le_bytes).collect::<Vec<_>>();
+        let vectors = Vectors::new(Buffer::from_vec(bytes), Elem::F32, DIM).expect("whole rows");
+        let never = Cancel::never();
+        let mut space = Space::fit(&vectors, Metric::L2, &never).expect("a space");
+        assert!(space.is_coded(), "codes");
+        assert!(!space.has_coarse(), "half bytes");
+        space.set_coarse(true);
+        let found = |step: usize, within: usize| {
+            let trial = Trial::new(&space, step, &never).expect("a trial");
+            trial.found(&space, By::HalfBytes, within, &never).expect("a share")
+        };
+        let (of_sample, of_all) = (found(150, WITHIN), found(1, WITHIN_BEAM));
+        assert!(of_sample >= FOUND_AT_LEAST && of_all < FOUND_AT_LEAST, "{of_sample} {of_all}");
     }
 }
