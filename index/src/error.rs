@@ -20,6 +20,14 @@ pub enum Error {
     /// Bytes that an index was opened from contradict themselves; rebuild the index.
     #[error("corrupt index: {0}")]
     Corrupt(String),
+    /// The index was written in another format, by an older or a newer version; rebuild it.
+    #[error("an index of format {found}, this version reads {read}")]
+    Format {
+        /// The format it has.
+        found: u64,
+        /// The format that is read.
+        read: u64,
+    },
     /// Building the index would take more memory than it may; it was given up.
     #[error(
         "an index over the first {rows} of {of} rows takes {needed} bytes of memory while it is built, \

@@ -174,7 +174,9 @@ impl From<elanus_index::Error> for Failure {
         match error {
             Error::Dimension { .. } => Self::invalid(format!("vector dimension mismatch, {text}")),
             Error::Malformed(_) | Error::Unsupported(_) => Self::invalid(text),
-            Error::Corrupt(_) | Error::TooLarge { .. } => Self::internal(text),
+            Error::Corrupt(_) | Error::Format { .. } | Error::TooLarge { .. } => {
+                Self::internal(text)
+            }
             Error::Cancelled => Self::new(Code::Canceled, text),
         }
     }

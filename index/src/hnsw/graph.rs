@@ -168,7 +168,9 @@ impl Opened {
         let &[format, rows, dim, of_metric, m, entry, layers] = &*meta else {
             return Err(Error::Corrupt(format!("`{META}` has {} numbers, expected 7", meta.len())));
         };
-        require(format == FORMAT, "a format that this version reads")?;
+        if format != FORMAT {
+            return Err(Error::Format { found: format, read: FORMAT });
+        }
         require(rows == vectors.rows() as u64, "as many rows as the segment")?;
         require(rows == sections.rows() as u64, "as many rows as the segment")?;
         require(dim == vectors.dim() as u64, "as many dimensions as the field")?;

@@ -422,7 +422,7 @@ proptest! {
             damage(random, &mut sections);
         }
         match HnswIndex::open(&sections, data.clone(), Metric::L2) {
-            Err(Error::Corrupt(_)) => {}
+            Err(Error::Corrupt(_) | Error::Format { .. }) => {}
             Err(other) => prop_assert!(false, "not {other:?}"),
             Ok(index) => {
                 for allowed in [RowMask::all(600), RowMask::from_fn(600, |row| row % 2 == 0)] {

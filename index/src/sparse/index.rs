@@ -70,16 +70,14 @@ impl SparseIndex {
     ///
     /// # Errors
     /// [`Error::Corrupt`] if a section is missing, has another length than the others ask for, or
-    /// points outside, and if the index has another format than this version writes.
+    /// points outside; [`Error::Format`] if another version wrote it.
     pub fn open(sections: &dyn Sections, column: SparseScan) -> Result<Self, Error> {
         let meta = typed::<u64>(sections, META)?;
         let &[format, rows, postings, signed] = &*meta else {
             return Err(Error::Corrupt(format!("`{META}` has {} numbers, expected 4", meta.len())));
         };
         if format != FORMAT {
-            return Err(Error::Corrupt(format!(
-                "the sparse index has format {format}, this version reads {FORMAT}"
-            )));
+            return Err(Error::Format { found: format, read: FORMAT });
         }
         if rows != sections.rows() as u64 || column.rows() != sections.rows() {
             return Err(Error::Corrupt(format!(

@@ -18,6 +18,7 @@ use crate::log::reader::replay;
 use crate::manifest::{Manifest, Manifests, SegmentEntry, collection_dir};
 use crate::recover::{DATA_DIR, LOG_DIR, open_deletes};
 use crate::segment::delete::DeleteMask;
+use crate::segment::index::is_of_another_version;
 use crate::segment::sealed::SealedSegment;
 
 /// Checks every file of a data directory, and with `deep` every checksum and every relation
@@ -144,7 +145,12 @@ impl Check {
             .ok()?;
         for index in sealed.indexes().iter() {
             let Some(field) = info.schema.stored_field(index.field()) else { continue };
-            if let Err(error) = sealed.check_index(index, field) {
+            let checked = sealed.check_index(index, field);
+            // A node builds one of another version anew.
+            let outdated = |error: &Error| matches!(error, Error::Search(search) if is_of_another_version(search));
+            if let Err(error) = checked
+                && !outdated(&error)
+            {
                 let of_rows = matches!(&error, Error::Corrupt { path: file, .. } if *file == path);
                 let severity = if of_rows { Severity::Damage } else { Severity::Index };
                 self.report.note_error(severity, &path, &error);

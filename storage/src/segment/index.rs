@@ -140,11 +140,15 @@ impl Index {
             match opened {
                 Ok(opened) => Some(opened),
                 Err(error) => {
-                    damage = Some(if let Error::Search(error) = error {
-                        Error::corrupt(self.file.path(), error.to_string())
-                    } else {
-                        error
-                    });
+                    damage = Some(
+                        if let Error::Search(search) = &error
+                            && !is_of_another_version(search)
+                        {
+                            Error::corrupt(self.file.path(), search.to_string())
+                        } else {
+                            error
+                        },
+                    );
                     None
                 }
             }
@@ -186,6 +190,11 @@ impl Index {
             }
         }
     }
+}
+
+/// Whether it is sound, and no more than to be built anew.
+pub(crate) fn is_of_another_version(error: &elanus_index::Error) -> bool {
+    matches!(error, elanus_index::Error::Format { .. })
 }
 
 fn of_another_kind() -> Error {
