@@ -133,20 +133,23 @@ def alone(folder: Path, seconds: float) -> dict:
     """What only a node of one's own is asked: to search while rows come in, to start again, and to
     keep its indexes mapped."""
     rows = json.loads((folder / "about.json").read_text())["rows"]
-    search = ["--ef", "32", "--concurrency", "1", "--truth", "gt_dense.npy"]
+    search = ["--ef", "32", "--concurrency", "1"]
+    # Rows come until then.
+    growing_s = min(seconds, rows / 2 / INSERTED_A_SECOND - 1)
     opened = {}
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch) / "node"
         with Node(kept, DEFAULT_DIR) as node:
             bench(node, "load", folder, "--rows", rows // 2)
-            idle = bench(node, "search", folder, "--seconds", seconds, *search[:4])[0]
+            idle = bench(node, "search", folder, "--seconds", seconds, *search)[0]
             more = ["--append", rows // 2, "--rate", INSERTED_A_SECOND, "--batch", INSERTED_A_SECOND // 10]
             command = [binary(), "bench", "load", folder, "--uri", node.uri, *more]
             inserting = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-            meanwhile = bench(node, "search", folder, "--seconds", min(seconds, rows / 2 / INSERTED_A_SECOND - 1), *search[:4])[0]
+            meanwhile = bench(node, "search", folder, "--seconds", growing_s, *search)[0]
             if inserting.poll() is not None:
                 raise RuntimeError("the rows were inserted before the search had ended")
             inserting.communicate()
+        search += ["--truth", "gt_dense.npy"]
         for how, options in (("in memory", []), ("mapped", ["--mapped"])):
             with Node(kept, DEFAULT_DIR) as node:
                 bench(node, "load", folder, "--replace", *options)

@@ -12,7 +12,7 @@ use elanus_proto::schema::FunctionType;
 use elanus_remote::Embedding;
 use elanus_storage::schema::{DataType, FunctionDef, Schema};
 
-use super::{lookup, parse_number};
+use super::{lookup, parse_bool, parse_number};
 use crate::engines::{Engines, Source};
 use crate::status::Failure;
 
@@ -23,8 +23,15 @@ const PROVIDERS: [&str; 3] = ["builtin", "local", "bge-m3"];
 const BGE_M3: &str = "BAAI/bge-m3";
 
 /// The parameters that are honoured; others are refused, so that none is silently without effect.
-const PARAMS: [&str; 6] =
-    ["provider", "model_name", "dim", "ingestion_prompt", "search_prompt", "max_length"];
+const PARAMS: [&str; 7] = [
+    "provider",
+    "model_name",
+    "dim",
+    "ingestion_prompt",
+    "search_prompt",
+    "max_length",
+    "normalize",
+];
 
 /// A function that reads one text field and fills a dense field, a sparse field, or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +54,8 @@ pub struct ModelFunction {
     pub max_length: Option<usize>,
     /// Width of the dense vectors where they are cut; `None` takes the model's own.
     pub dim: Option<usize>,
+    /// Leaves the dense vectors as long as they come, also where the model normalizes them.
+    pub unnormalized: bool,
 }
 
 impl ModelFunction {
@@ -58,7 +67,10 @@ impl ModelFunction {
         let name = &function.name;
         let refuse = |problem: String| Failure::invalid(format!("function {name}: {problem}"));
         let kind = FunctionType::try_from(function.kind).unwrap_or(FunctionType::Unknown);
-        let provider = lookup(&function.params, "provider");
+        // As Milvus reads them: the case of a key does not count.
+        let lower = |(key, value): &(String, String)| (key.to_ascii_lowercase(), value.clone());
+        let params: Vec<(String, String)> = function.params.iter().map(lower).collect();
+        let provider = lookup(&params, "provider");
         match kind {
             FunctionType::TextEmbedding => {}
             FunctionType::Bm25 | FunctionType::MinHash if provider.is_some() => {}
@@ -96,7 +108,7 @@ impl ModelFunction {
         let (dense, sparse) = outputs(function, kind, schema)?;
         let dim = dense.as_ref().and_then(|name| schema.field(name)?.data_type.dim()).unwrap_or(0);
         let service = provider.unwrap_or_default().to_ascii_lowercase();
-        if let Some(embedding) = Embedding::parse(&service, &function.params, dim as usize) {
+        if let Some(embedding) = Embedding::parse(&service, &params, dim as usize) {
             let embedding = embedding.map_err(|error| refuse(error.to_string()))?;
             if let Some(field) = sparse {
                 return Err(refuse(format!(
@@ -115,27 +127,30 @@ impl ModelFunction {
                 max_length: None,
                 // It is asked for vectors of the width of the field.
                 dim: None,
+                unnormalized: false,
             });
         }
-        let model = model_name(name, provider, &function.params)?;
-        if let Some((key, _)) =
-            function.params.iter().find(|(key, _)| !PARAMS.contains(&key.as_str()))
-        {
+        let model = model_name(name, provider, &params)?;
+        if let Some((key, _)) = params.iter().find(|(key, _)| !PARAMS.contains(&key.as_str())) {
             return Err(refuse(format!(
                 "unknown parameter {key} for a model inside the node, it takes [{}]",
                 PARAMS.join(", ")
             )));
         }
-        let text = |key: &str| lookup(&function.params, key).map(str::to_owned);
+        let text = |key: &str| lookup(&params, key).map(str::to_owned);
         let number = |key: &str, what: &str| {
             let number = |text: &str| {
                 parse_number(text).filter(|number| *number > 0).ok_or_else(|| {
                     refuse(format!("{key} must be a number of {what} above 0, got {text}"))
                 })
             };
-            lookup(&function.params, key).map(number).transpose()
+            lookup(&params, key).map(number).transpose()
         };
         let (max_length, dim) = (number("max_length", "tokens")?, number("dim", "dimensions")?);
+        let normalize = lookup(&params, "normalize").map(|text| {
+            let refused = || refuse(format!("normalize must be true or false, got {text}"));
+            parse_bool(text).ok_or_else(refused)
+        });
         Ok(Self {
             name: name.clone(),
             input: input.clone(),
@@ -146,6 +161,7 @@ impl ModelFunction {
             search_prompt: text("search_prompt"),
             max_length,
             dim,
+            unnormalized: normalize.transpose()? == Some(false),
         })
     }
 
@@ -170,8 +186,8 @@ impl ModelFunction {
             }
         };
         source
-            && (&self.insert_prompt, self.max_length, self.dim)
-                == (&other.insert_prompt, other.max_length, other.dim)
+            && (&self.insert_prompt, self.max_length, self.dim, self.unnormalized)
+                == (&other.insert_prompt, other.max_length, other.dim, other.unnormalized)
     }
 
     /// Checks that the function's model or provider is there and makes what it promises. A provider
@@ -396,7 +412,8 @@ mod tests {
             ("provider", "local"),
             ("model_name", "a/b"),
             ("search_prompt", "query: "),
-            ("max_length", "512"),
+            ("Max_Length", "512"),
+            ("normalize", "False"),
         ];
         let read = ModelFunction::of(
             &function(FunctionType::TextEmbedding, &["dense"], &params),
@@ -406,7 +423,7 @@ mod tests {
         assert_eq!(read.source, Source::Model("a/b".to_owned()));
         assert_eq!(read.max_length, Some(512));
         assert_eq!(read.search_prompt.as_deref(), Some("query: "));
-        assert_eq!(read.insert_prompt, None);
+        assert_eq!((read.insert_prompt, read.unnormalized), (None, true));
         let params = [("provider", "local"), ("model_name", "a/b"), ("url", "http://x")];
         let failure = ModelFunction::of(
             &function(FunctionType::TextEmbedding, &["dense"], &params),

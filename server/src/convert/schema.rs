@@ -492,7 +492,7 @@ pub fn function(wire: FunctionSchema) -> Result<FunctionDef, Failure> {
     }
     let (mut outputs, mut params) = (wire.output_field_names, pairs(wire.params));
     if wire.r#type == FunctionType::TextEmbedding as i32
-        && let Some(at) = params.iter().position(|(key, _)| key == SPARSE_OUTPUT)
+        && let Some(at) = params.iter().position(|(key, _)| key.eq_ignore_ascii_case(SPARSE_OUTPUT))
     {
         let (_, field) = params.remove(at);
         if !outputs.contains(&field) {

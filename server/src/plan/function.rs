@@ -269,6 +269,7 @@ where
         let request = EmbedRequest {
             max_length: leg.function.max_length,
             prompt: leg.function.search_prompt.clone(),
+            unnormalized: leg.function.unnormalized,
             ..EmbedRequest::new(leg.texts.clone(), outputs, Mode::Search)
         };
         users.push(Some((calls.join(&leg.function.source, request)?, leg)));
@@ -357,6 +358,7 @@ impl Calls {
         let request = EmbedRequest {
             max_length: function.max_length,
             prompt: function.insert_prompt.clone(),
+            unnormalized: function.unnormalized,
             ..EmbedRequest::new(texts, outputs, Mode::Insert)
         };
         self.join(&function.source, request)
@@ -371,7 +373,11 @@ impl Calls {
             ));
         }
         let same = |(other_source, other): &(Source, EmbedRequest)| {
+            // How long dense vectors are says nothing of a call for sparse ones.
+            let as_long = other.unnormalized == request.unnormalized
+                || !(other.outputs.dense && request.outputs.dense);
             other_source == source
+                && as_long
                 && other.mode == request.mode
                 && other.max_length == request.max_length
                 && other.prompt == request.prompt
@@ -379,6 +385,9 @@ impl Calls {
         };
         if let Some(call) = self.0.iter().position(same) {
             let shared = &mut self.0[call].1;
+            if request.outputs.dense {
+                shared.unnormalized = request.unnormalized;
+            }
             shared.outputs = shared.outputs.union(request.outputs);
             return Ok(call);
         }
@@ -426,7 +435,11 @@ impl Answer {
             Some((width, values))
                 if function.dim == Some(dim) && *width > dim && values.len() == rows * width =>
             {
-                Ok(shorten(values, *width, dim).into())
+                Ok(if function.unnormalized {
+                    values.chunks_exact(*width).flat_map(|row| &row[..dim]).copied().collect()
+                } else {
+                    shorten(values, *width, dim).into()
+                })
             }
             Some((width, values)) => Err(Failure::new(
                 Code::FunctionFailed,
@@ -530,6 +543,7 @@ mod tests {
             search_prompt: None,
             max_length: None,
             dim: None,
+            unnormalized: false,
         }
     }
 
@@ -596,6 +610,30 @@ mod tests {
             Some(QueryRows::Dense(vec![bytes.into()]))
         };
         assert_eq!(rows, [row(&[4.0, 1.0]), row(&[1.0])]);
+    }
+
+    #[tokio::test]
+    async fn dense_vectors_left_as_long_as_they_come_take_a_run_of_their_own() {
+        let calls = Mutex::new(Vec::new());
+        let asked = Mutex::new(Vec::new());
+        let query = |sparse: bool, unnormalized: bool| {
+            let mut leg = leg("m", sparse, &["kite"]);
+            leg.function.unnormalized = unnormalized;
+            leg
+        };
+        let legs =
+            [query(true, false), query(false, true), query(false, false), query(false, true)];
+        let run = |source, request: EmbedRequest| {
+            asked.lock().unwrap().push(request.unnormalized);
+            model(&calls, source, request)
+        };
+        queries_with(&legs.each_ref().map(Some), run).await.unwrap();
+        let both = Outputs { dense: true, sparse: true, colbert: false };
+        let outputs: Vec<Outputs> = calls.lock().unwrap().iter().map(|call| call.1).collect();
+        assert_eq!(
+            (outputs, asked.into_inner().unwrap()),
+            (vec![both, Outputs::DENSE], vec![true, false])
+        );
     }
 
     #[tokio::test]
