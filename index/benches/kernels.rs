@@ -12,8 +12,8 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use elanus_index::kernel::{
-    Kernel, Level, Limit as Bound, NIBBLES, Step, TILE_QUERIES, TILE_ROWS, Tiles, code_dot_at,
-    nibble_dot_at, select_at,
+    Kernel, Level, Limit as Bound, NIBBLES, Picked, Step, TILE_QUERIES, TILE_ROWS, Tiles,
+    code_dot_at, nibble_dot_at, select_at,
 };
 use elanus_index::{Bounds, Elem, Metric, Row, TopK};
 use half::{bf16, f16};
@@ -72,29 +72,21 @@ fn codes(criterion: &mut Criterion) {
     let limit = Limit::read(&codes);
     let mut group = criterion.benchmark_group("codes");
     group.throughput(Throughput::Bytes(codes.len() as u64));
-    let fours = |width| {
-        let (fours, _) = codes.as_chunks::<4>();
-        assert!(fours.len().is_multiple_of(width), "whole groups of rows");
-        codes.chunks_exact(4 * width).map(move |rows| {
-            let (first, second) = rows.split_at(2 * width);
-            let (a, b) = first.split_at(width);
-            let (c, d) = second.split_at(width);
-            [a, b, c, d]
-        })
+    let places: Vec<u32> = (0..(ROWS * NIBBLES / 64) as u32).collect();
+    let picked = |stride| {
+        let places = &places[..codes.len() / stride];
+        Picked { bytes: &codes, stride, places }
     };
+    let mut out = vec![0.0; places.len()];
     for level in levels() {
         let kernel = code_dot_at(level).expect("available");
         beside(&mut group, &format!("bytes, {level:?}"), &limit, codes.len(), || {
-            fours(DIM).for_each(|rows| {
-                black_box((kernel.four)(&query, &query, rows));
-            });
+            (kernel.picked)(&query, &query, picked(DIM), &mut out[..ROWS]);
         });
         let kernel = nibble_dot_at(level).expect("available");
-        let width = DIM / NIBBLES * 64;
+        let rows = picked(DIM / NIBBLES * 64);
         beside(&mut group, &format!("half bytes, {level:?}"), &limit, codes.len(), || {
-            fours(width).for_each(|rows| {
-                black_box((kernel.four)(&query, rows));
-            });
+            (kernel.picked)(&query, rows, &mut out[..rows.places.len()]);
         });
     }
     group.finish();

@@ -197,6 +197,33 @@ impl RowMask {
             .flat_map(|(&word, start): (_, Row)| ones(word).map(move |bit| start + bit))
     }
 
+    /// Puts the rows in the set into `rows`, ascending, from those of the word `from` on, until there
+    /// are `enough`: at most 63 more. Returns the word to go on from.
+    pub(crate) fn fill(&self, from: usize, enough: usize, rows: &mut Vec<Row>) -> usize {
+        // As many at a time as most words have where a filter is worth a scan: how many a word has
+        // exactly, no branch predictor could tell.
+        const AT_ONCE: usize = 4;
+        rows.resize(enough + BITS, 0);
+        let mut count = 0;
+        let mut at = from;
+        while let (Some(&word), true) = (self.words.get(at), count < enough) {
+            let start = (at * BITS) as Row;
+            let ones = word.count_ones() as usize;
+            let (fours, _) = rows[count..count + BITS].as_chunks_mut::<AT_ONCE>();
+            let mut left = word;
+            for four in fours.iter_mut().take(ones.div_ceil(AT_ONCE)) {
+                for row in four {
+                    *row = start + left.trailing_zeros();
+                    left &= left.wrapping_sub(1);
+                }
+            }
+            count += ones;
+            at += 1;
+        }
+        rows.truncate(count);
+        at
+    }
+
     /// Rows `offset..offset + len` as a mask of their own, counted from zero.
     ///
     /// # Panics
@@ -273,6 +300,15 @@ mod tests {
             let (left, right) = (mask(&a), mask(&b));
             prop_assert_eq!(left.iter().collect::<Vec<_>>(), rows(&a));
             prop_assert_eq!(left.count(), rows(&a).len());
+            let (mut filled, mut piece, mut word) = (Vec::new(), Vec::new(), 0);
+            let enough = len.max(1);
+            while word < left.words().len() {
+                word = left.fill(word, enough, &mut piece);
+                let ended = word == left.words().len();
+                prop_assert!(piece.len() < enough + 64 && (ended || piece.len() >= enough));
+                filled.extend_from_slice(&piece);
+            }
+            prop_assert_eq!(filled, rows(&a));
             prop_assert_eq!(left.is_all(), a.iter().all(|bit| *bit));
             prop_assert_eq!(left.is_none(), !a.iter().any(|bit| *bit));
             for (row, bit) in (0..).zip(&a) {

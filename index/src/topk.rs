@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
+use crate::kernel;
+use crate::mask::ones;
 use crate::{Bounds, Hit, Row};
 
 /// A heap of [`Hit`]s whose top is the worst one kept.
@@ -32,6 +34,8 @@ pub struct TopK {
     bounds: Bounds,
 }
 
+/// Scores compared at once.
+const WORD: usize = u64::BITS as usize;
 /// 1,024 hits: what is reserved at once, so that a huge `k` costs memory only when it is filled.
 const RESERVE_AT_MOST: usize = 1024;
 
@@ -59,6 +63,18 @@ impl TopK {
             && hit < *worst
         {
             *worst = hit;
+        }
+    }
+
+    /// Offers rows in ascending order, after all those offered before.
+    pub(crate) fn push_all(&mut self, rows: &[Row], scores: &[f32]) {
+        let select = kernel::select();
+        for (rows, scores) in rows.chunks(WORD).zip(scores.chunks(WORD)) {
+            let mut better = [0];
+            select(scores, self.floor().unwrap_or(f32::NAN), &mut better);
+            for bit in ones(better[0]) {
+                self.push(rows[bit as usize], scores[bit as usize]);
+            }
         }
     }
 
@@ -183,8 +199,8 @@ mod tests {
 
         #[test]
         fn rows_not_above_the_floor_may_be_skipped_in_an_ascending_scan(
-            scores in proptest::collection::vec(score(), 0..60),
-            k in 0usize..20,
+            scores in proptest::collection::vec(score(), 0..200),
+            k in 0usize..90,
             above in proptest::option::of((-3i8..3).prop_map(f32::from)),
         ) {
             let bounds = Bounds { above, at_most: None };
@@ -195,7 +211,12 @@ mod tests {
                     top.push(row, score);
                 }
             }
-            prop_assert_eq!(top.into_hits(), by_sorting(&rows, k, bounds));
+            let expected = by_sorting(&rows, k, bounds);
+            prop_assert_eq!(&top.into_hits(), &expected);
+            let mut together = TopK::new(k, bounds);
+            let (rows, scores): (Vec<Row>, Vec<f32>) = rows.into_iter().unzip();
+            together.push_all(&rows, &scores);
+            prop_assert_eq!(together.into_hits(), expected);
         }
 
         #[test]

@@ -243,7 +243,7 @@ impl Builder<'_> {
     ) -> Result<Vec<Links>, Error> {
         self.space.prepare(self.space.vectors().row(row), &mut scratch.target);
         let level = self.level(row);
-        let Some(start) = descend(&self.graph, &self.space, &scratch.target, level) else {
+        let Some(start) = descend(&self.graph, &self.space, level, scratch) else {
             return Ok(Vec::new());
         };
         let mut starts = vec![start];

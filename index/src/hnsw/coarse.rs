@@ -13,10 +13,9 @@ use arrow_buffer::Buffer;
 use rayon::prelude::*;
 
 use super::fold;
-use super::lines::{LINE, Lines};
-use super::space::ROWS_AT_ONCE;
+use super::lines::Lines;
 use crate::Row;
-use crate::kernel::{self, NIBBLES, NibbleKernel, Step};
+use crate::kernel::{self, LINE, NIBBLES, NibbleKernel, Step};
 
 /// Codes from one half byte to the next. The 255 steps of a code reach four standard deviations
 /// to both sides; 16 levels serve a normal distribution best if they reach 2.7 (Max 1960).
@@ -92,12 +91,6 @@ impl Coarse {
         self.lines.into_bytes()
     }
 
-    /// The rows.
-    #[inline]
-    pub(super) fn lines(&self) -> &Lines {
-        &self.lines
-    }
-
     /// Makes a query of `weights`, what a step of a code adds to a score in each dimension, and the
     /// `largest` of them; `constant` is the score of a row of codes that are all zero.
     pub(super) fn prepare(
@@ -122,25 +115,15 @@ impl Coarse {
     /// The score of a row, by its half bytes.
     #[inline]
     pub(super) fn score(&self, query: &Prepared, row: Row) -> f32 {
-        let code = self.lines.row(row);
-        self.finish(query, code, (self.dot.one)(&query.steps, code))
+        let mut dot = [(self.dot.one)(&query.steps, self.lines.row(row)) as f32];
+        self.lines.finish(&[row], &mut dot, query.factor, query.constant);
+        dot[0]
     }
 
     /// [`Coarse::score`] of several rows.
     #[inline]
-    pub(super) fn score_all(
-        &self,
-        query: &Prepared,
-        rows: [Row; ROWS_AT_ONCE],
-    ) -> [f32; ROWS_AT_ONCE] {
-        let codes = self.lines.four(rows);
-        let dots = (self.dot.four)(&query.steps, codes);
-        let finish = |at: usize| self.finish(query, codes[at], dots[at]);
-        [finish(0), finish(1), finish(2), finish(3)]
-    }
-
-    #[inline]
-    fn finish(&self, query: &Prepared, code: &[u8], dot: i32) -> f32 {
-        dot as f32 * query.factor + query.constant + self.lines.number(code)
+    pub(super) fn score_all(&self, query: &Prepared, rows: &[Row], scores: &mut [f32]) {
+        (self.dot.picked)(&query.steps, self.lines.pick(rows), scores);
+        self.lines.finish(rows, scores, query.factor, query.constant);
     }
 }

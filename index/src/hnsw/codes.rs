@@ -18,9 +18,8 @@ use rayon::prelude::*;
 use super::coarse::{self, Coarse};
 use super::fold;
 use super::layout::{CENTRE, COARSE, CODES, OFFSETS, STEPS};
-use super::lines::{LINE, Lines};
-use super::space::ROWS_AT_ONCE;
-use crate::kernel::{self, CodeKernel, Step};
+use super::lines::Lines;
+use crate::kernel::{self, CodeKernel, LINE, Step};
 use crate::sections::typed;
 use crate::{Cancel, Elem, Error, Metric, Row, Sections, Vectors};
 
@@ -236,9 +235,7 @@ impl Codes {
                 -rounded.map(|x| x * x).sum::<f32>()
             }
             // What is taken from a product by moving the row does not depend on rounding.
-            Metric::Ip | Metric::Cosine | Metric::Hamming | Metric::Jaccard => {
-                lines.number(lines.row(row))
-            }
+            Metric::Ip | Metric::Cosine | Metric::Hamming | Metric::Jaccard => lines.number(row),
         };
         let bias = scale.is_centred().then_some(&bias);
         let sizes = (lines.iter().len(), scale.steps.len());
@@ -311,12 +308,6 @@ impl Codes {
         Ok(Some(Self { scale, lines, dot: kernel::code_dot(), coarse }))
     }
 
-    /// The rows.
-    #[inline]
-    pub(super) fn lines(&self) -> &Lines {
-        &self.lines
-    }
-
     /// Makes a query of `numbers`, as [`numbers()`] gives them.
     pub(super) fn prepare(&self, numbers: &mut [f32], prepared: &mut Prepared) {
         prepared.clear(self.lines.per_row());
@@ -348,40 +339,26 @@ impl Codes {
 
     /// [`Codes::coarse_score`] of several rows.
     #[inline]
-    pub(super) fn coarse_score_all(
-        &self,
-        query: &Prepared,
-        rows: [Row; ROWS_AT_ONCE],
-    ) -> [f32; ROWS_AT_ONCE] {
+    pub(super) fn coarse_score_all(&self, query: &Prepared, rows: &[Row], scores: &mut [f32]) {
         match &self.coarse {
-            Some(coarse) => coarse.score_all(&query.coarse, rows),
-            None => self.score_all(query, rows),
+            Some(coarse) => coarse.score_all(&query.coarse, rows, scores),
+            None => self.score_all(query, rows, scores),
         }
     }
 
     /// The approximate score of a row.
     #[inline]
     pub(super) fn score(&self, query: &Prepared, row: Row) -> f32 {
-        let code = self.lines.row(row);
-        self.finish(query, code, (self.dot.one)(&query.high, &query.low, code))
+        let mut dot = [(self.dot.one)(&query.high, &query.low, self.lines.row(row))];
+        self.lines.finish(&[row], &mut dot, query.factor, query.constant);
+        dot[0]
     }
 
     /// [`Codes::score`] of several rows.
     #[inline]
-    pub(super) fn score_all(
-        &self,
-        query: &Prepared,
-        rows: [Row; ROWS_AT_ONCE],
-    ) -> [f32; ROWS_AT_ONCE] {
-        let codes = self.lines.four(rows);
-        let dots = (self.dot.four)(&query.high, &query.low, codes);
-        let finish = |at: usize| self.finish(query, codes[at], dots[at]);
-        [finish(0), finish(1), finish(2), finish(3)]
-    }
-
-    #[inline]
-    fn finish(&self, query: &Prepared, code: &[u8], dot: f32) -> f32 {
-        dot * query.factor + query.constant + self.lines.number(code)
+    pub(super) fn score_all(&self, query: &Prepared, rows: &[Row], scores: &mut [f32]) {
+        (self.dot.picked)(&query.high, &query.low, self.lines.pick(rows), scores);
+        self.lines.finish(rows, scores, query.factor, query.constant);
     }
 }
 

@@ -2,12 +2,8 @@
 
 use arrow_buffer::Buffer;
 
-use super::space::ROWS_AT_ONCE;
 use crate::Row;
-use crate::kernel::{self, Step};
-
-/// Bytes of a cache line, which kernels read at a time.
-pub(super) const LINE: usize = size_of::<Step>();
+use crate::kernel::{LINE, Picked};
 
 /// The rows of a segment, `stride` bytes each. Of centred ones, the last four bytes are a number
 /// that belongs to a row's score.
@@ -35,11 +31,10 @@ impl Lines {
         &self.bytes.as_slice()[start..start + self.stride]
     }
 
-    /// The bytes of several rows.
+    /// Several rows.
     #[inline]
-    pub(super) fn four(&self, [a, b, c, d]: [Row; ROWS_AT_ONCE]) -> [&[u8]; ROWS_AT_ONCE] {
-        // In words, because a `map` is not inlined here and took a twentieth of a walk.
-        [self.row(a), self.row(b), self.row(c), self.row(d)]
+    pub(super) fn pick<'a>(&'a self, rows: &'a [Row]) -> Picked<'a> {
+        Picked { bytes: self.bytes.as_slice(), stride: self.stride, places: rows }
     }
 
     /// Cache lines of a row.
@@ -47,18 +42,22 @@ impl Lines {
         self.stride / LINE
     }
 
-    /// Asks for a row's bytes.
-    #[inline]
-    pub(super) fn prefetch(&self, row: Row) {
-        kernel::prefetch(self.row(row), self.per_row());
-    }
-
     /// The number in a row; zero where rows are not centred.
     #[inline]
-    pub(super) fn number(&self, row: &[u8]) -> f32 {
-        match row.last_chunk() {
+    pub(super) fn number(&self, row: Row) -> f32 {
+        match self.row(row).last_chunk() {
             Some(number) if self.centred => f32::from_le_bytes(*number),
             Some(_) | None => 0.0,
+        }
+    }
+
+    /// Makes scores of products with `rows`: times `factor`, and besides `constant` the number in
+    /// each row.
+    #[inline]
+    pub(super) fn finish(&self, rows: &[Row], dots: &mut [f32], factor: f32, constant: f32) {
+        dots.iter_mut().for_each(|dot| *dot = *dot * factor + constant);
+        if self.centred {
+            dots.iter_mut().zip(rows).for_each(|(dot, row)| *dot += self.number(*row));
         }
     }
 

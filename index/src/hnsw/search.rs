@@ -24,9 +24,11 @@ const DEFAULT_EF: usize = 64;
 const RERANKED_BESIDES: usize = 6;
 /// A walk over all rows takes as long for `m` times each place of its beam as a scan for so many
 /// rows (`make bench`: 60,000 x 384, ef 64 and 128).
-const SCANNED_PER_PLACE: usize = 2;
+const SCANNED_PER_PLACE: usize = 3;
 /// The same for a walk over allowed rows, which looks at the links of many others.
-const SCANNED_PER_ALLOWED_PLACE: usize = 10;
+const SCANNED_PER_ALLOWED_PLACE: usize = 20;
+/// As [`SCANNED_PER_PLACE`], for a scan of the rows themselves.
+const SCANNED_EXACTLY_PER_PLACE: usize = 1;
 /// From this share of allowed rows on, the walk goes over all rows with a beam as much wider.
 /// Looking through rows that are not allowed is dear: at a half, the wider beam was a third
 /// quicker (`cargo bench --bench hnsw`), at a fifth slower.
@@ -189,7 +191,7 @@ impl HnswIndex {
         self.space.coarsen(&mut scratch.target);
         let mut plan = Plan::choose(sizes, share, self.graph.m);
         if plan != Plan::Scan {
-            let mut starts = Vec::from_iter(descend(&self.graph, &self.space, &scratch.target, 0));
+            let mut starts = Vec::from_iter(descend(&self.graph, &self.space, 0, scratch));
             let mut ef = sizes.ef;
             let against = |start: &Row| self.allowed_around(*start, allowed) < share / 2.0;
             if share < 1.0 && starts.iter().any(against) {
@@ -231,10 +233,9 @@ impl HnswIndex {
     fn refined(&self, mut found: Vec<Row>, wanted: usize, scratch: &mut Scratch) -> Vec<Row> {
         if scratch.target.refine() {
             found.truncate(wanted.saturating_mul(REFINED));
-            let mut scored = Vec::with_capacity(found.len());
-            self.space.score_each(&scratch.target, &found, |row, score| {
-                scored.push(Hit { row, score });
-            });
+            let scores = self.space.score_all(&scratch.target, &found, &mut scratch.scores);
+            let hit = |(row, score): (&Row, &f32)| Hit { row: *row, score: *score };
+            let mut scored = Vec::from_iter(found.iter().zip(scores).map(hit));
             scored.sort_unstable_by(Hit::best_first);
             found = scored.into_iter().map(|hit| hit.row).collect();
         }
@@ -261,16 +262,13 @@ impl HnswIndex {
     ) -> Result<Vec<Row>, Error> {
         let most = if scratch.target.is_coarse() { wanted.saturating_mul(REFINED) } else { wanted };
         let mut top = TopK::new(most, Bounds::default());
-        let mut allowed = allowed.iter();
-        let mut rows = Vec::with_capacity(ROWS_PER_CHECK);
-        loop {
-            rows.clear();
-            rows.extend(allowed.by_ref().take(ROWS_PER_CHECK));
-            if rows.is_empty() {
-                break;
-            }
+        let Scratch { target, fresh, scores, .. } = scratch;
+        let mut word = 0;
+        while word < allowed.words().len() {
             cancel.check()?;
-            self.space.score_each(&scratch.target, &rows, |row, score| top.push(row, score));
+            word = allowed.fill(word, ROWS_PER_CHECK, fresh);
+            let scores = self.space.score_all(target, fresh, scores);
+            top.push_all(fresh, scores);
         }
         let found = top.into_hits().into_iter().map(|hit| hit.row).collect();
         Ok(self.refined(found, wanted, scratch))
@@ -306,7 +304,7 @@ impl HnswIndex {
         cancel: &Cancel,
     ) -> Result<Vec<Hit>, Error> {
         let mut ef = sizes.ef.max(sizes.wanted);
-        while ef.saturating_mul(SCANNED_PER_PLACE * self.graph.m) < sizes.allowed {
+        while ef.saturating_mul(SCANNED_EXACTLY_PER_PLACE * self.graph.m) < sizes.allowed {
             let wider = Sizes { ef, wanted: ef, ..*sizes };
             let rows = self.candidates(&wider, allowed, scratch, cancel)?;
             let Reranked { hits, worst } = self.rerank(query, &rows, params);
@@ -400,9 +398,8 @@ impl VectorIndex for HnswIndex {
         check_mask(self.space.rows(), allowed)?;
         cancel.check()?;
         let mut scratch = SCRATCH.take();
-        let Scratch { target, fresh, .. } = &mut scratch;
-        self.space.prepare(bytes, target);
-        let found = trail.follow(self, target, fresh, rows, allowed, cancel);
+        self.space.prepare(bytes, &mut scratch.target);
+        let found = trail.follow(self, &mut scratch, rows, allowed, cancel);
         SCRATCH.set(scratch);
         let found = found?;
         let all = SearchParams { k: found.len(), ..SearchParams::default() };

@@ -11,8 +11,6 @@ use crate::{
     TopK, VectorIndex, Vectors,
 };
 
-/// Rows compared in one call, so that the query is read once for all of them.
-pub(super) const ROWS_AT_ONCE: usize = 4;
 /// Rows that stand for queries when codes are tried.
 const TRIED: usize = 48;
 /// Of those, as many as share one reading of all rows on a thread.
@@ -29,8 +27,8 @@ const WITHIN_BEAM: usize = 32;
 /// that differ by less than a step of their outlying dimensions fail. Half bytes of 384 dimensions
 /// pass, and a walk is then as good as on codes; most rows of 64 dimensions fail.
 const FOUND_AT_LEAST: f64 = 0.99;
-/// Cache lines asked for ahead of those being read; twice as many were no quicker.
-const LINES_ON_THEIR_WAY: usize = 36;
+/// Exact rows asked for ahead of the one being scored.
+const ROWS_AHEAD: usize = 3;
 /// Cache lines of an exact row asked for ahead; the hardware follows the rest by itself.
 const LINES_AHEAD: usize = 8;
 
@@ -211,22 +209,29 @@ impl Space {
         }
     }
 
-    /// Hands the [`Space::score`] of each row to `take`.
+    /// The [`Space::score`] of each row.
     #[inline]
-    pub(super) fn score_each(&self, target: &Target, rows: &[Row], take: impl FnMut(Row, f32)) {
-        let Some(codes) = &self.codes else {
-            let ask = |row| kernel::prefetch(self.vectors.row(row), LINES_AHEAD);
-            let exactly = |four: [Row; 4]| four.map(|row| self.score_exactly(target, row));
-            return in_fours(rows, ahead(LINES_AHEAD), ask, exactly, take);
-        };
-        let prepared = &target.prepared;
-        if let (Some(coarse), By::HalfBytes) = (codes.coarse(), target.by) {
-            let (ask, ahead) =
-                (|row| coarse.lines().prefetch(row), ahead(coarse.lines().per_row()));
-            in_fours(rows, ahead, ask, |four| codes.coarse_score_all(prepared, four), take);
-        } else {
-            let (ask, ahead) = (|row| codes.lines().prefetch(row), ahead(codes.lines().per_row()));
-            in_fours(rows, ahead, ask, |four| codes.score_all(prepared, four), take);
+    pub(super) fn score_all<'a>(
+        &self,
+        target: &Target,
+        rows: &[Row],
+        scores: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        scores.resize(rows.len(), 0.0);
+        match (&self.codes, target.by) {
+            (Some(codes), By::HalfBytes) => codes.coarse_score_all(&target.prepared, rows, scores),
+            (Some(codes), By::Codes | By::Rows) => codes.score_all(&target.prepared, rows, scores),
+            (None, _) => self.score_all_exactly(target, rows, scores),
+        }
+        scores
+    }
+
+    fn score_all_exactly(&self, target: &Target, rows: &[Row], scores: &mut [f32]) {
+        let ask = |row: &Row| kernel::prefetch(self.vectors.row(*row), LINES_AHEAD);
+        rows.iter().take(ROWS_AHEAD).for_each(ask);
+        for (at, (row, score)) in rows.iter().zip(scores).enumerate() {
+            rows.get(at + ROWS_AHEAD).into_iter().for_each(ask);
+            *score = self.score_exactly(target, *row);
         }
     }
 
@@ -296,11 +301,13 @@ impl Trial {
         space.prepare(bytes, &mut target);
         target.by = by;
         let mut coded = TopK::new(within, Bounds::default());
-        space.score_each(&target, &self.pool, |row, score| {
-            if row != tried.row {
-                coded.push(row, score);
+        for (row, score) in
+            self.pool.iter().zip(space.score_all(&target, &self.pool, &mut Vec::new()))
+        {
+            if *row != tried.row {
+                coded.push(*row, *score);
             }
-        });
+        }
         // By score, as equal rows may stand for each other.
         let coded = coded.into_hits().into_iter();
         let found = coded.filter(|hit| {
@@ -309,44 +316,6 @@ impl Trial {
                 || tried.worst == f32::NEG_INFINITY
         });
         found.count().min(tried.wanted)
-    }
-}
-
-/// How many times [`ROWS_AT_ONCE`] rows of so many cache lines are asked for before the first are
-/// scored.
-#[inline]
-fn ahead(lines: usize) -> usize {
-    (LINES_ON_THEIR_WAY / ROWS_AT_ONCE / lines.max(1)).max(1)
-}
-
-/// Scores rows and hands the scores to `take`. While some are scored the next ones are asked for,
-/// and no more: beyond as many cache lines as can be on their way at once, asking only waits.
-#[inline]
-fn in_fours(
-    rows: &[Row],
-    ahead: usize,
-    ask: impl Fn(Row),
-    score: impl Fn([Row; ROWS_AT_ONCE]) -> [f32; ROWS_AT_ONCE],
-    mut take: impl FnMut(Row, f32),
-) {
-    let (fours, rest) = rows.as_chunks::<ROWS_AT_ONCE>();
-    let mut asked = (ahead * ROWS_AT_ONCE).min(rows.len());
-    rows[..asked].iter().for_each(|row| ask(*row));
-    for four in fours {
-        let end = (asked + ROWS_AT_ONCE).min(rows.len());
-        rows[asked..end].iter().for_each(|row| ask(*row));
-        asked = end;
-        for (row, score) in four.iter().zip(score(*four)) {
-            take(*row, score);
-        }
-    }
-    if let Some(last) = rest.last() {
-        // Quicker together with some that nobody asked for than one by one.
-        let mut four = [*last; ROWS_AT_ONCE];
-        four[..rest.len()].copy_from_slice(rest);
-        for (row, score) in rest.iter().zip(score(four)) {
-            take(*row, score);
-        }
     }
 }
 

@@ -10,8 +10,7 @@ use std::collections::BinaryHeap;
 
 use super::graph::Graph;
 use super::search::{HnswIndex, MOSTLY_ALLOWED, spread};
-use super::space::Target;
-use super::walk::{Around, EXPANSIONS_PER_CHECK, LINES_OF_LINKS, Seen, descend};
+use super::walk::{Around, EXPANSIONS_PER_CHECK, LINES_OF_LINKS, Scratch, Seen, descend};
 use crate::kernel;
 use crate::{Cancel, Error, Row, RowMask};
 
@@ -87,15 +86,14 @@ impl Trail {
     pub(super) fn follow(
         &mut self,
         index: &HnswIndex,
-        target: &Target,
-        fresh: &mut Vec<Row>,
+        scratch: &mut Scratch,
         wanted: usize,
         allowed: &RowMask,
         cancel: &Cancel,
     ) -> Result<Vec<Row>, Error> {
         let (graph, space) = (&index.graph, &index.space);
         if self.stage == Stage::Ahead {
-            self.begin(index, target, allowed);
+            self.begin(index, scratch, allowed);
         }
         let Stage::Underway { rows, all } = self.stage else { return Ok(Vec::new()) };
         if rows != space.rows() {
@@ -107,6 +105,7 @@ impl Trail {
         let per_step = if all { 1 } else { STEPS_PER_ALLOWED_STEP };
         let most_steps = allowed.count() * STEPS_PER_M / (graph.m * per_step);
         let around = if all { Around::Links } else { Around::AllowedWithinTwo(allowed) };
+        let Scratch { target, fresh, scores, .. } = scratch;
         let mut found = Vec::new();
         // A page that would end in a look at every row begins with it.
         if self.steps.saturating_add(wanted) > most_steps {
@@ -125,7 +124,9 @@ impl Trail {
                 found.push(here);
             }
             let fresh = around.look(rows, |row| graph.base(row), here, &mut self.seen, fresh);
-            space.score_each(target, fresh, |row, score| self.open.push(Met { score, row }));
+            let scores = space.score_all(target, fresh, scores);
+            let met = scores.iter().zip(fresh).map(|(score, row)| Met { score: *score, row: *row });
+            self.open.extend(met);
             if let Some(next) = self.open.peek() {
                 kernel::prefetch(graph.base(next.row), LINES_OF_LINKS);
             }
@@ -135,11 +136,11 @@ impl Trail {
         Ok(found)
     }
 
-    fn begin(&mut self, index: &HnswIndex, target: &Target, allowed: &RowMask) {
+    fn begin(&mut self, index: &HnswIndex, scratch: &mut Scratch, allowed: &RowMask) {
         self.stage = Stage::Over;
         let (rows, share) =
             (index.space.rows(), allowed.count() as f64 / index.space.rows() as f64);
-        let Some(start) = descend(&index.graph, &index.space, target, 0) else { return };
+        let Some(start) = descend(&index.graph, &index.space, 0, scratch) else { return };
         // Where the filter goes against the query, most rows close to it are met in vain.
         let against = share < 1.0 && index.allowed_around(start, allowed) < share / 2.0;
         let all = share >= MOSTLY_ALLOWED && !against;
@@ -147,7 +148,7 @@ impl Trail {
         let elsewhere = (!all).then(|| spread(allowed)).into_iter().flatten();
         for row in std::iter::once(start).chain(elsewhere) {
             if self.seen.insert(row) {
-                self.open.push(Met { score: index.space.score(target, row), row });
+                self.open.push(Met { score: index.space.score(&scratch.target, row), row });
             }
         }
         self.stage = Stage::Underway { rows, all };

@@ -124,6 +124,7 @@ pub(super) struct Scratch {
     beam: Beam,
     seen: Seen,
     pub(super) fresh: Vec<Row>,
+    pub(super) scores: Vec<f32>,
     pub(super) target: Target,
 }
 
@@ -184,13 +185,15 @@ pub(super) fn valid(links: &[Row], rows: usize) -> impl Iterator<Item = Row> + '
     links.iter().copied().take_while(move |row| (*row as usize) < rows)
 }
 
-/// From the entry down to just above layer `until` (0 is the lowest), always to the closest row.
+/// From the entry down to just above layer `until` (0 is the lowest), always to the row closest to
+/// `scratch.target`.
 pub(super) fn descend(
     graph: &impl Graph,
     space: &Space,
-    target: &Target,
     until: usize,
+    scratch: &mut Scratch,
 ) -> Option<Row> {
+    let Scratch { target, scores, .. } = scratch;
     let mut here = graph.entry()?;
     let mut best = space.score(target, here);
     for layer in (until..graph.layers()).rev() {
@@ -198,11 +201,11 @@ pub(super) fn descend(
             let links = graph.upper(layer, here);
             let links = &links[..valid(links, space.rows()).count()];
             let before = here;
-            space.score_each(target, links, |row, score| {
-                if score > best {
-                    (here, best) = (row, score);
+            for (row, score) in links.iter().zip(space.score_all(target, links, scores)) {
+                if *score > best {
+                    (here, best) = (*row, *score);
                 }
-            });
+            }
             if here == before {
                 break;
             }
@@ -227,7 +230,7 @@ pub(super) fn walk(
     scratch: &mut Scratch,
     cancel: &Cancel,
 ) -> Result<(), Error> {
-    let Scratch { beam, seen, fresh, target } = scratch;
+    let Scratch { beam, seen, fresh, scores, target } = scratch;
     let rows = space.rows();
     beam.clear(width);
     seen.clear(rows);
@@ -250,11 +253,11 @@ pub(super) fn walk(
             kernel::prefetch(graph.base(row), LINES_OF_LINKS);
         }
         let fresh = around.look(rows, list, here, seen, fresh);
-        space.score_each(target, fresh, |row, score| {
-            if beam.offer(row, score) && layer == 0 {
-                kernel::prefetch(graph.base(row), LINES_OF_LINKS);
+        for (row, score) in fresh.iter().zip(space.score_all(target, fresh, scores)) {
+            if beam.offer(*row, *score) && layer == 0 {
+                kernel::prefetch(graph.base(*row), LINES_OF_LINKS);
             }
-        });
+        }
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod levels;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod nibbles;
+mod picked;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ mod x86;
 
 pub use levels::{AddLevels, AtLeast, LevelKernel, Sums, bit_of, levels, levels_at, row_of, share};
 pub use nibbles::{NIBBLES, NibbleDot, NibbleDots, NibbleKernel, nibble_dot, nibble_dot_at};
+pub use picked::{LINE, Picked};
 pub use tiles::{LEAST_SQUARE, Limit, TILE_QUERIES, TILE_ROWS, Tiles};
 
 use std::sync::LazyLock;
@@ -158,16 +160,16 @@ impl Step {
 /// Numbers of the planes are in -64..=64: the sum of two products then fits 16 bits, which is
 /// what AVX2 adds up in. All three have the same number of steps of 64.
 pub type CodeDot = fn(high: &[Step], low: &[Step], code: &[u8]) -> f32;
-/// [`CodeDot`] of four rows, which reads the query once for all of them.
-pub type CodeDots = fn(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4];
+/// [`CodeDot`] of each of several rows.
+pub type CodeDots = fn(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]);
 
 /// The functions for rows of codes. Both give the same results.
 #[derive(Debug, Clone, Copy)]
 pub struct CodeKernel {
     /// One row.
     pub one: CodeDot,
-    /// Four rows.
-    pub four: CodeDots,
+    /// Several rows.
+    pub picked: CodeDots,
 }
 
 /// The [`CodeKernel`] of one level.
@@ -178,9 +180,9 @@ pub fn code_dot_at(level: Level) -> Result<CodeKernel, Error> {
     available(level)?;
     Ok(match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => CodeKernel { one: x86::avx2_code_dot, four: x86::avx2_code_dots },
+        Level::Avx2 => CodeKernel { one: x86::avx2_code_dot, picked: x86::avx2_code_dots },
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => CodeKernel { one: x86::avx512_code_dot, four: x86::avx512_code_dots },
+        Level::Avx512 => CodeKernel { one: x86::avx512_code_dot, picked: x86::avx512_code_dots },
         #[cfg(not(target_arch = "x86_64"))]
         Level::Avx2 | Level::Avx512 => scalar::CODES,
         Level::Scalar | Level::Neon => scalar::CODES,

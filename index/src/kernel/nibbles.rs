@@ -1,7 +1,7 @@
 //! Products of a query with rows of four bits per dimension, which a walk looks at first: half
 //! the bytes of a code, and bytes are what a walk waits for.
 
-use super::{Level, Step, available};
+use super::{Level, Picked, Step, available};
 use crate::Error;
 
 /// Dimensions in a cache line: byte `i` has dimension `i` in its lower half, `64 + i` in its upper.
@@ -9,16 +9,16 @@ pub const NIBBLES: usize = 128;
 
 /// `query · code`, of a query of twice as many steps as the row has lines. The sums are exact.
 pub type NibbleDot = fn(query: &[Step], code: &[u8]) -> i32;
-/// [`NibbleDot`] of four rows, which reads the query once for all of them.
-pub type NibbleDots = fn(query: &[Step], codes: [&[u8]; 4]) -> [i32; 4];
+/// [`NibbleDot`] of each of several rows, rounded to what a float holds.
+pub type NibbleDots = fn(query: &[Step], codes: Picked<'_>, out: &mut [f32]);
 
 /// The functions for rows of half bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct NibbleKernel {
     /// One row.
     pub one: NibbleDot,
-    /// Four rows.
-    pub four: NibbleDots,
+    /// Several rows.
+    pub picked: NibbleDots,
 }
 
 /// The [`NibbleKernel`] of one level.
@@ -45,8 +45,10 @@ pub fn nibble_dot() -> NibbleKernel {
 }
 
 /// The reference.
-const SCALAR: NibbleKernel =
-    NibbleKernel { one: scalar, four: |query, codes| codes.map(|code| scalar(query, code)) };
+const SCALAR: NibbleKernel = NibbleKernel {
+    one: scalar,
+    picked: |query, codes, out| codes.each(out, |code| scalar(query, code.as_flattened()) as f32),
+};
 
 fn scalar(query: &[Step], code: &[u8]) -> i32 {
     let (lines, _) = code.as_chunks::<64>();
@@ -65,14 +67,14 @@ fn scalar(query: &[Step], code: &[u8]) -> i32 {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{NibbleKernel, Step};
+    use super::{NibbleKernel, Picked, Step};
     use crate::kernel::x86::{load256, load512, total256, totals, whole_lines};
 
-    pub(super) const AVX2: NibbleKernel = NibbleKernel { one: avx2, four: avx2_four };
-    pub(super) const AVX512: NibbleKernel = NibbleKernel { one: avx512, four: avx512_four };
+    pub(super) const AVX2: NibbleKernel = NibbleKernel { one: avx2, picked: avx2_picked };
+    pub(super) const AVX512: NibbleKernel = NibbleKernel { one: avx512, picked: avx512_picked };
 
-    fn avx2_four(query: &[Step], codes: [&[u8]; 4]) -> [i32; 4] {
-        codes.map(|code| avx2(query, code))
+    fn avx2_picked(query: &[Step], codes: Picked<'_>, out: &mut [f32]) {
+        codes.each(out, |code| avx2(query, code.as_flattened()) as f32);
     }
 
     fn avx2(query: &[Step], code: &[u8]) -> i32 {
@@ -122,30 +124,33 @@ mod x86 {
         unsafe { dot(query, code) }
     }
 
-    fn avx512_four(query: &[Step], codes: [&[u8]; 4]) -> [i32; 4] {
+    fn avx512_picked(query: &[Step], codes: Picked<'_>, out: &mut [f32]) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-        fn dots(query: &[Step], codes: [&[u8]; 4]) -> [i32; 4] {
+        fn dots(query: &[Step], codes: Picked<'_>, out: &mut [f32]) {
             let half = _mm512_set1_epi8(15);
             let (query, _) = query.as_chunks::<2>();
             let lines = query.len();
-            let codes = whole_lines(codes, lines);
-            let mut sums = [_mm512_setzero_si512(); 4];
-            for line in 0..lines {
-                let [lower, upper] = &query[line];
-                let lower = load512(bytemuck::cast_ref(&lower.0));
-                let upper = load512(bytemuck::cast_ref(&upper.0));
-                for row in 0..4 {
-                    let bytes = load512(&codes[row][line]);
-                    let low = _mm512_and_si512(bytes, half);
-                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), half);
-                    sums[row] = _mm512_dpbusd_epi32(sums[row], low, lower);
-                    sums[row] = _mm512_dpbusd_epi32(sums[row], high, upper);
+            codes.in_fours(out, |codes| {
+                let codes = whole_lines(codes, lines);
+                let mut sums = [_mm512_setzero_si512(); 4];
+                for line in 0..lines {
+                    let [lower, upper] = &query[line];
+                    let lower = load512(bytemuck::cast_ref(&lower.0));
+                    let upper = load512(bytemuck::cast_ref(&upper.0));
+                    for row in 0..4 {
+                        let bytes = load512(&codes[row][line]);
+                        let low = _mm512_and_si512(bytes, half);
+                        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), half);
+                        sums[row] = _mm512_dpbusd_epi32(sums[row], low, lower);
+                        sums[row] = _mm512_dpbusd_epi32(sums[row], high, upper);
+                    }
                 }
-            }
-            totals(sums)
+                let [a, b, c, d] = totals(sums);
+                [a as f32, b as f32, c as f32, d as f32]
+            });
         }
         // SAFETY: `nibble_dot_at` hands this function out only where the machine has AVX-512 VNNI.
-        unsafe { dots(query, codes) }
+        unsafe { dots(query, codes, out) }
     }
 }
 
@@ -184,8 +189,15 @@ mod tests {
                         other.rotate_left((at * 7).min(code.len()));
                     }
                     let alone = others.each_ref().map(|code| (dots.one)(&query, code));
-                    let together = (dots.four)(&query, others.each_ref().map(Vec::as_slice));
-                    assert_eq!(together, alone, "{level:?} {lines}");
+                    let picked = Picked {
+                        bytes: &others.concat(),
+                        stride: lines * 64,
+                        places: &[3, 0, 1, 2, 2],
+                    };
+                    let mut together = [0.0; 5];
+                    (dots.picked)(&query, picked, &mut together);
+                    let expected = picked.places.iter().map(|at| alone[*at as usize] as f32);
+                    assert!(expected.eq(together), "{level:?} {lines}");
                 }
             }
         }

@@ -161,5 +161,7 @@ fn code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
 /// The reference for rows of codes.
 pub(super) const CODES: CodeKernel = CodeKernel {
     one: code_dot,
-    four: |high, low, codes| codes.map(|code| code_dot(high, low, code)),
+    picked: |high, low, codes, out| {
+        codes.each(out, |code| code_dot(high, low, code.as_flattened()));
+    },
 };

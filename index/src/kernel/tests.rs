@@ -207,8 +207,15 @@ fn every_level_multiplies_codes_as_the_reference_does_up_to_the_widest_rows() {
                     other.rotate_left((at * 7).min(code.len()));
                 }
                 let alone = others.each_ref().map(|code| (dots.one)(&high, &low, code));
-                let together = (dots.four)(&high, &low, others.each_ref().map(Vec::as_slice));
-                assert_eq!(together, alone, "{level:?} {steps} {extreme}");
+                let picked = Picked {
+                    bytes: &others.concat(),
+                    stride: steps * 64,
+                    places: &[3, 0, 1, 2, 2],
+                };
+                let mut together = [0.0; 5];
+                (dots.picked)(&high, &low, picked, &mut together);
+                let expected = picked.places.iter().map(|at| alone[*at as usize]);
+                assert!(expected.eq(together), "{level:?} {steps} {extreme}");
             }
         }
     }

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::tiles::{Panels, TILE_ROWS};
-use super::{BYTES_AHEAD, Kernel, Step, scalar};
+use super::{BYTES_AHEAD, Kernel, Picked, Step, scalar};
 use crate::{Elem, Metric};
 
 pub(super) fn has_avx2() -> bool {
@@ -561,43 +561,44 @@ pub(super) fn avx512_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
 }
 
 /// Only to be called where [`has_avx512`].
-pub(super) fn avx512_code_dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4] {
+pub(super) fn avx512_code_dots(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]) {
     #[target_feature(enable = "avx512f,avx512vnni")]
-    fn dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4] {
+    fn dots(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]) {
         let steps = high.len();
-        let (high, low) = (&high[..steps], &low[..steps]);
-        let codes = whole_lines(codes, steps);
-        let mut of_high = [_mm512_setzero_si512(); 4];
-        let mut of_low = [_mm512_setzero_si512(); 4];
-        for step in 0..steps {
-            let high = load512(bytemuck::cast_ref(&high[step].0));
-            let low = load512(bytemuck::cast_ref(&low[step].0));
-            for row in 0..4 {
-                let code = load512(&codes[row][step]);
-                of_high[row] = _mm512_dpbusd_epi32(of_high[row], code, high);
-                of_low[row] = _mm512_dpbusd_epi32(of_low[row], code, low);
+        let low = &low[..steps];
+        codes.in_fours(out, |codes| {
+            let codes = whole_lines(codes, steps);
+            let mut of_high = [_mm512_setzero_si512(); 4];
+            let mut of_low = [_mm512_setzero_si512(); 4];
+            for step in 0..steps {
+                let high = load512(bytemuck::cast_ref(&high[step].0));
+                let low = load512(bytemuck::cast_ref(&low[step].0));
+                for row in 0..4 {
+                    let code = load512(&codes[row][step]);
+                    of_high[row] = _mm512_dpbusd_epi32(of_high[row], code, high);
+                    of_low[row] = _mm512_dpbusd_epi32(of_low[row], code, low);
+                }
             }
-        }
-        let (high, low) = (totals(of_high), totals(of_low));
-        let mut dots = [0.0; 4];
-        for (dot, (high, low)) in dots.iter_mut().zip(high.iter().zip(&low)) {
-            *dot = *high as f32 * 128.0 + *low as f32;
-        }
-        dots
+            let (high, low) = (totals(of_high), totals(of_low));
+            let mut dots = [0.0; 4];
+            for (dot, (high, low)) in dots.iter_mut().zip(high.iter().zip(&low)) {
+                *dot = *high as f32 * 128.0 + *low as f32;
+            }
+            dots
+        });
     }
     // SAFETY: `code_dot_at` hands this function out only where the machine has AVX-512 VNNI.
-    unsafe { dots(high, low, codes) }
+    unsafe { dots(high, low, codes, out) }
 }
 
 /// The first `count` cache lines of each row. Without a closure: one in a function with target
 /// features has them too, and nothing without them, like `map`, can inline it.
 #[inline]
-pub(super) fn whole_lines(rows: [&[u8]; 4], count: usize) -> [&[[u8; 64]]; 4] {
-    let mut lines: [&[[u8; 64]]; 4] = [&[]; 4];
-    for (lines, row) in lines.iter_mut().zip(rows) {
-        *lines = &row.as_chunks().0[..count];
+pub(super) fn whole_lines(mut rows: [&[[u8; 64]]; 4], count: usize) -> [&[[u8; 64]]; 4] {
+    for row in &mut rows {
+        *row = &row[..count];
     }
-    lines
+    rows
 }
 
 /// The sum of the lanes of each of four vectors.
@@ -614,8 +615,8 @@ pub(super) fn totals([a, b, c, d]: [__m512i; 4]) -> [i32; 4] {
 }
 
 /// Only to be called where [`has_avx2`].
-pub(super) fn avx2_code_dots(high: &[Step], low: &[Step], codes: [&[u8]; 4]) -> [f32; 4] {
-    codes.map(|code| avx2_code_dot(high, low, code))
+pub(super) fn avx2_code_dots(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]) {
+    codes.each(out, |code| avx2_code_dot(high, low, code.as_flattened()));
 }
 
 /// Only to be called where [`has_avx2`].
