@@ -5,7 +5,7 @@
 
 use arrow_buffer::{BooleanBuffer, Buffer};
 
-use crate::Row;
+use crate::{Row, kernel};
 
 const BITS: usize = u64::BITS as usize;
 
@@ -84,7 +84,7 @@ impl RowMask {
     /// Rows in the set.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
+        kernel::count_ones(&self.words)
     }
 
     /// Whether every row is in the set.

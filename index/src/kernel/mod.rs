@@ -228,6 +228,16 @@ pub fn select() -> Select {
     *BEST
 }
 
+/// Bits that are set.
+#[must_use]
+pub fn count_ones(words: &[u64]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if x86::has_avx512() {
+        return x86::avx512_count_ones(words);
+    }
+    scalar::count_ones(words)
+}
+
 /// Asks for the cache lines of `items`, at most the first `lines`, before they are needed.
 #[inline]
 pub fn prefetch<T>(items: &[T], lines: usize) {

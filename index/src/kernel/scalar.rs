@@ -135,6 +135,11 @@ pub(super) fn jaccard_distance(both: f32, either: f32) -> f32 {
     if either > 0.0 { (either - both) / either } else { 1.0 }
 }
 
+#[inline(always)]
+pub(super) fn count_ones(words: &[u64]) -> usize {
+    words.iter().map(|word| word.count_ones() as usize).sum()
+}
+
 /// Also the last, partial word of the other levels.
 pub(super) fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
     for (scores, word) in scores.chunks(64).zip(out) {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::MAX_DIM;
-use crate::testing::{combinations, decode, encode};
+use crate::testing::{Random, combinations, decode, encode};
 
 fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.is_available())
@@ -285,4 +285,14 @@ fn a_metric_that_does_not_apply_is_refused() {
         assert!(matches!(Kernel::best(Metric::Hamming, elem), Err(Error::Unsupported(_))));
     }
     assert!(matches!(Kernel::best(Metric::Cosine, Elem::Bit), Err(Error::Unsupported(_))));
+}
+
+#[test]
+fn bits_are_counted_at_every_length() {
+    let mut random = Random(11);
+    let words: Vec<u64> = (0..100).map(|_| random.next()).collect();
+    for len in 0..=words.len() {
+        let expected: u32 = words[..len].iter().map(|word| word.count_ones()).sum();
+        assert_eq!(count_ones(&words[..len]), expected as usize, "{len} words");
+    }
 }

@@ -483,6 +483,16 @@ pub(super) fn load128(bytes: &[u8; 16]) -> __m128i {
 }
 
 /// Only to be called where [`has_avx512`].
+pub(super) fn avx512_count_ones(words: &[u64]) -> usize {
+    #[target_feature(enable = "avx512f,avx512vpopcntdq")]
+    fn count(words: &[u64]) -> usize {
+        scalar::count_ones(words)
+    }
+    // SAFETY: `count_ones` comes here only where the machine has AVX-512.
+    unsafe { count(words) }
+}
+
+/// Only to be called where [`has_avx512`].
 pub(super) fn avx512_select(scores: &[f32], floor: f32, out: &mut [u64]) {
     #[target_feature(enable = "avx512f")]
     fn select(scores: &[f32], floor: f32, out: &mut [u64]) {
