@@ -66,7 +66,8 @@ pub struct SearchParams {
     pub ef: Option<usize>,
     /// Range limits on the score.
     pub bounds: Bounds,
-    /// Share of a sparse query's entries, the smallest by magnitude, to leave out: in [0, 1).
+    /// Where above zero, a sparse index may miss rows: it looks for the best without this share
+    /// of the query's entries, the smallest by magnitude, and scores by all. In [0, 1).
     pub drop_ratio: f32,
 }
 

@@ -17,6 +17,7 @@ mod neon;
 mod nibbles;
 mod picked;
 mod scalar;
+mod tally;
 #[cfg(test)]
 mod tests;
 #[macro_use]
@@ -27,6 +28,7 @@ mod x86;
 pub use levels::{AddLevels, AtLeast, LevelKernel, Sums, bit_of, levels, levels_at, row_of, share};
 pub use nibbles::{NIBBLES, NibbleDot, NibbleDots, NibbleKernel, nibble_dot, nibble_dot_at};
 pub use picked::{LINE, Picked};
+pub use tally::{AddShares, Tally, TallyAtLeast, TallyKernel, tallies, tallies_at};
 pub use tiles::{LEAST_SQUARE, Limit, TILE_QUERIES, TILE_ROWS, Tiles};
 
 use std::sync::LazyLock;

@@ -5,7 +5,7 @@
 //! magnitude in 255ths of the largest of the run, rounded up: what a row can score is known from
 //! it, what it does score is read from the row itself.
 //!
-//! The rows of a run are a list or, where that takes fewer bytes, a mask. Lists are for terms
+//! The rows of a run are a list or, from two of 64 rows on, a mask. Lists are for terms
 //! that few rows have; masks let a term that many have be added to 64 rows at a time.
 //!
 //! | section | holds |
@@ -13,7 +13,7 @@
 //! | [`META`] | `[format, rows, postings, signed]` as `u64` |
 //! | [`TERMS`] | ids, strictly ascending, `u32` |
 //! | [`TERM_RUNS`] | end of each term's runs, `u32` |
-//! | [`RUNS`] | of each run, windows ascending within a term: window, place, postings as `u32`, largest magnitude as `f32` |
+//! | [`RUNS`] | of each run, windows ascending within a term: window (16 bits) and the mean level (8), place, postings as `u32`, largest magnitude as `f32` |
 //! | [`POSTINGS`] | from eight times its place on, each run's rows and then its levels, filled up to eight bytes: ascending rows within the window, `u16`, and a byte each; or a mask for 64 rows each, `u64`, its bits in the order of [`kernel::bit_of`], and a byte for each bit that is set, in their order |
 
 use std::collections::HashMap;
@@ -25,7 +25,7 @@ use crate::kernel;
 /// second-level cache while the terms of a query are added up.
 pub(super) const WINDOW: usize = 1 << 16;
 /// Raised whenever the sections change their meaning. Indexes of other formats are built anew.
-pub(super) const FORMAT: u64 = 3;
+pub(super) const FORMAT: u64 = 4;
 /// A level that is not zero has at most this value.
 pub(super) const TOP_LEVEL: u8 = u8::MAX;
 /// Bytes that a run's place counts in.
@@ -37,9 +37,13 @@ pub(super) const TERM_RUNS: &str = "sparse.term_runs";
 pub(super) const RUNS: &str = "sparse.runs";
 pub(super) const POSTINGS: &str = "sparse.postings";
 
-/// Whether the rows of a run are a mask: it is no longer than the list.
+/// Postings in 64 rows from which on a mask is added as quickly as a list, though it may take up to
+/// twice the bytes.
+const POSTINGS_OF_MASK: usize = 2;
+
+/// Whether the rows of a run are a mask.
 pub(super) fn is_mask(postings: usize, rows_of_window: usize) -> bool {
-    rows_of_window.div_ceil(64) * size_of::<u64>() <= postings * size_of::<u16>()
+    rows_of_window.div_ceil(64) * POSTINGS_OF_MASK <= postings
 }
 
 /// Bytes of a run's rows.
@@ -133,11 +137,12 @@ pub(super) fn build<'a>(
     for run in &runs {
         let of_run = &sorted[start..run.end];
         let place = u32::try_from(bytes.len() / PLACE).expect("a segment's rows take below 32 GiB");
-        for number in [run.window as u32, place, of_run.len() as u32, run.most.to_bits()] {
+        let rows_of_window = WINDOW.min(row_count - run.window * WINDOW);
+        let mean = put(of_run, run.most, rows_of_window, &mut bytes);
+        let head = run.window as u32 | u32::from(mean) << WINDOW.ilog2();
+        for number in [head, place, of_run.len() as u32, run.most.to_bits()] {
             records.extend(number.to_le_bytes());
         }
-        let rows_of_window = WINDOW.min(row_count - run.window * WINDOW);
-        put(of_run, run.most, rows_of_window, &mut bytes);
         bytes.resize(bytes.len().next_multiple_of(PLACE), 0);
         start = run.end;
     }
@@ -151,28 +156,30 @@ pub(super) fn build<'a>(
     ]
 }
 
-/// Appends the rows and the levels of a run, which is ascending.
-fn put(run: &[(u16, f32)], most: f32, rows_of_window: usize, bytes: &mut Vec<u8>) {
+/// Appends the rows and the levels of a run, which is ascending, and returns the mean level.
+fn put(run: &[(u16, f32)], most: f32, rows_of_window: usize, bytes: &mut Vec<u8>) -> u8 {
     let per_weight = if most > 0.0 { f64::from(TOP_LEVEL) / f64::from(most) } else { 0.0 };
     let level =
         |weight: f32| (f64::from(weight) * per_weight).ceil().clamp(1.0, TOP_LEVEL.into()) as u8;
-    if !is_mask(run.len(), rows_of_window) {
-        bytes.extend(run.iter().flat_map(|(local, _)| local.to_le_bytes()));
-        bytes.extend(run.iter().map(|(_, weight)| level(*weight)));
-        return;
-    }
-    let mut masks = vec![0_u64; rows_of_window.div_ceil(64)];
     let mut levels = Vec::with_capacity(run.len());
-    for of_word in run.chunk_by(|(a, _), (b, _)| a / 64 == b / 64) {
-        let mut by_bit = [0; 64];
-        let mask = &mut masks[usize::from(of_word[0].0) / 64];
-        for (local, weight) in of_word {
-            let bit = kernel::bit_of(usize::from(local % 64));
-            *mask |= 1 << bit;
-            by_bit[bit] = level(*weight);
+    if is_mask(run.len(), rows_of_window) {
+        let mut masks = vec![0_u64; rows_of_window.div_ceil(64)];
+        for of_word in run.chunk_by(|(a, _), (b, _)| a / 64 == b / 64) {
+            let mut by_bit = [0; 64];
+            let mask = &mut masks[usize::from(of_word[0].0) / 64];
+            for (local, weight) in of_word {
+                let bit = kernel::bit_of(usize::from(local % 64));
+                *mask |= 1 << bit;
+                by_bit[bit] = level(*weight);
+            }
+            levels.extend(crate::mask::ones(*mask).map(|bit| by_bit[bit as usize]));
         }
-        levels.extend(crate::mask::ones(*mask).map(|bit| by_bit[bit as usize]));
+        bytes.extend(masks.into_iter().flat_map(u64::to_le_bytes));
+    } else {
+        bytes.extend(run.iter().flat_map(|(local, _)| local.to_le_bytes()));
+        levels.extend(run.iter().map(|(_, weight)| level(*weight)));
     }
-    bytes.extend(masks.into_iter().flat_map(u64::to_le_bytes));
-    bytes.extend(levels);
+    let sum: usize = levels.iter().map(|level| usize::from(*level)).sum();
+    bytes.extend(&levels);
+    (sum / run.len()) as u8
 }

@@ -1,4 +1,4 @@
-//! Exact search over an inverted index, window by window.
+//! Search over an inverted index, window by window.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -10,11 +10,13 @@ use super::build::{
 };
 use super::query::Terms;
 use super::scan::SparseScan;
+use super::sketch::{self, Sketch};
 use super::window::{Asked, Leg, Rows, Sums, Window};
 use crate::search::check_mask;
 use crate::sections::typed;
 use crate::{
-    Cancel, Error, Hit, Query, RowMask, SearchParams, Sections, SparseRow, TopK, VectorIndex,
+    Bounds, Cancel, Error, Hit, Query, RowMask, SearchParams, Sections, SparseRow, TopK,
+    VectorIndex,
 };
 
 /// Scoring a row takes about as long as adding this many postings.
@@ -49,6 +51,8 @@ struct Run {
     /// Its first byte.
     start: usize,
     postings: usize,
+    /// The mean level.
+    mean: u8,
     /// The largest magnitude of its weights.
     most: f32,
 }
@@ -153,11 +157,18 @@ impl SparseIndex {
     fn run(&self, run: usize) -> Run {
         let record = &self.runs[run * 4..run * 4 + 4];
         Run {
-            window: record[0] as usize,
+            window: record[0] as usize % WINDOW,
+            mean: (record[0] >> WINDOW.ilog2()) as u8,
             start: record[1] as usize * PLACE,
             postings: record[2] as usize,
             most: f32::from_bits(record[3]),
         }
+    }
+
+    /// Length of the mask of a run, if it has one.
+    fn mask_words(&self, run: &Run) -> usize {
+        let rows = self.window(run.window).map_or(0, |window| window.len);
+        if is_mask(run.postings, rows) { rows.div_ceil(64) } else { 0 }
     }
 
     /// The postings of a run of `window`, and what the query's weight makes of them.
@@ -173,13 +184,14 @@ impl SparseIndex {
         Leg {
             rows,
             levels: &self.levels[run.start + row_bytes..][..run.postings],
+            mean: run.mean,
             most: f64::from(weight.abs()) * f64::from(run.most),
         }
     }
 
-    /// The query's terms that the index has, with their runs.
-    fn active(&self, terms: &Terms) -> Vec<Active> {
-        let known = terms.iter().filter_map(|(id, weight)| {
+    /// Those of the query's terms that the index has, with their runs.
+    fn active(&self, terms: impl Iterator<Item = (u32, f32)>) -> Vec<Active> {
+        let known = terms.filter_map(|(id, weight)| {
             let term = self.terms.binary_search(&id).ok()?;
             Some(Active { weight, runs: self.runs(term) })
         });
@@ -204,6 +216,58 @@ impl SparseIndex {
             }
         }
     }
+
+    /// Calls `each` for the windows that have allowed rows and postings of the terms.
+    fn each_window(
+        &self,
+        mut active: Vec<Active>,
+        allowed: &RowMask,
+        cancel: &Cancel,
+        mut each: impl FnMut(&Window, &[Leg<'_>]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut legs = Vec::new();
+        for (number, window) in (0..).map_while(|number| Some((number, self.window(number)?))) {
+            self.legs(&mut active, number, &window, &mut legs);
+            if legs.is_empty() || window.is_closed(allowed) {
+                continue;
+            }
+            cancel.check()?;
+            each(&window, &legs)?;
+        }
+        Ok(())
+    }
+
+    /// The best rows as far as a sketch tells them; `None` where it does not.
+    fn sketch(
+        &self,
+        terms: &Terms,
+        asked: &Asked<'_>,
+        params: &SearchParams,
+        allowed: &RowMask,
+        cancel: &Cancel,
+    ) -> Result<Option<Vec<Hit>>, Error> {
+        let active = self.active(terms.heaviest().into_iter());
+        let most = |term: &Active| {
+            let legs = term.runs.clone().map(|run| self.run(run)).filter_map(|run| {
+                Some(sketch::most(&self.leg(run, term.weight, &self.window(run.window)?)))
+            });
+            legs.fold(0.0, f64::max)
+        };
+        let total: f64 = active.iter().map(most).sum();
+        if active.len() > sketch::MOST_TERMS || !total.is_normal() {
+            return Ok(None);
+        }
+        let mut sketch = Sketch::new(params.k, active.len(), total);
+        // Taken, so that a search that ends early leaves nothing behind.
+        let mut sums = SUMS.take().unwrap_or_else(Sums::new);
+        self.each_window(active, allowed, cancel, |window, legs| {
+            sketch.add(window, legs, &allowed.words()[window.base / 64..], sums.tallies());
+            Ok(())
+        })?;
+        SUMS.set(Some(sums));
+        let mut top = TopK::new(params.k, params.bounds);
+        Ok(sketch.score(asked, &mut top)?.then(|| top.into_hits()))
+    }
 }
 
 /// A term of the query.
@@ -224,30 +288,35 @@ impl VectorIndex for SparseIndex {
         let terms = Terms::new(query.sparse()?, params.drop_ratio)?;
         check_mask(self.rows, allowed)?;
         cancel.check()?;
-        let mut active = self.active(&terms);
+        let active = self.active(terms.iter());
         if params.k == 0 || active.is_empty() {
             return Ok(Vec::new());
         }
-        let runs = active.iter().flat_map(|term| term.runs.clone());
-        let postings: usize = runs.map(|run| self.run(run).postings).sum();
+        let (mut postings, mut words) = (0, 0);
+        for run in active.iter().flat_map(|term| term.runs.clone()).map(|run| self.run(run)) {
+            postings += run.postings;
+            words += self.mask_words(&run);
+        }
         if allowed.count().saturating_mul(POSTINGS_PER_ROW) < postings {
             return self.column.search(query, params, allowed, cancel);
         }
         let signed = self.signed || active.iter().any(|term| term.weight < 0.0);
         let wanted = (params.k, params.bounds.at_most);
         let asked = Asked::new(&terms, &self.column, allowed, wanted, signed);
-        let mut top = TopK::new(params.k, params.bounds);
-        let mut legs = Vec::new();
-        // Taken, so that a search that ends early leaves nothing behind.
-        let mut sums = SUMS.take().unwrap_or_else(Sums::new);
-        for (number, window) in (0..).map_while(|number| Some((number, self.window(number)?))) {
-            self.legs(&mut active, number, &window, &mut legs);
-            if legs.is_empty() || window.is_closed(allowed) {
-                continue;
-            }
-            cancel.check()?;
-            window.search(&legs, &asked, &mut sums, &mut top)?;
+        // Tallies grow with the score only where no product is negative.
+        if params.drop_ratio > 0.0
+            && params.bounds == Bounds::default()
+            && !signed
+            && words >= sketch::PAYS
+            && let Some(hits) = self.sketch(&terms, &asked, params, allowed, cancel)?
+        {
+            return Ok(hits);
         }
+        let mut top = TopK::new(params.k, params.bounds);
+        let mut sums = SUMS.take().unwrap_or_else(Sums::new);
+        self.each_window(active, allowed, cancel, |window, legs| {
+            window.search(legs, &asked, &mut sums, &mut top)
+        })?;
         SUMS.set(Some(sums));
         Ok(top.into_hits())
     }

@@ -9,6 +9,7 @@ mod index;
 mod query;
 mod row;
 mod scan;
+mod sketch;
 #[cfg(test)]
 pub(crate) mod tests;
 mod window;

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use arrow_buffer::{Buffer, ScalarBuffer};
 
 use super::query::Terms;
+use crate::kernel;
 use crate::mask::ones;
 use crate::search::check_mask;
 use crate::{Cancel, Error, Hit, Query, Row, RowMask, SearchParams, SparseRow, TopK, VectorIndex};
@@ -28,6 +29,11 @@ impl SparseScan {
 
     pub(super) fn rows(&self) -> usize {
         self.offsets.len().saturating_sub(1)
+    }
+
+    /// Asks the caches for where `row` lies.
+    pub(super) fn prefetch_offsets(&self, row: usize) {
+        kernel::prefetch(self.offsets.get(row..).unwrap_or_default(), 1);
     }
 
     pub(super) fn row(&self, row: usize) -> Result<SparseRow<'_>, Error> {

@@ -11,6 +11,7 @@ use std::ops::Range;
 use super::build::{TOP_LEVEL, WINDOW};
 use super::query::Terms;
 use super::scan::{SparseScan, Weights};
+use super::sketch::Tallies;
 use crate::kernel::{self, LevelKernel};
 use crate::mask::ones;
 use crate::{Error, Row, RowMask, TopK};
@@ -27,6 +28,9 @@ const WORDS: usize = 16;
 /// Where more rows than were wanted turn out to be out of bounds, so many times more are looked at.
 const WIDER: usize = 4;
 
+/// Cache lines of a list that are asked for before a part is added.
+const LINES_OF_LIST: usize = 8;
+
 /// Cache lines of a row that are asked for ahead, and how many rows ahead.
 const LINES_AHEAD: usize = 8;
 const ROWS_AHEAD: usize = 3;
@@ -40,6 +44,12 @@ impl Sums {
     /// On the heap from the start.
     pub(super) fn new() -> Box<Self> {
         bytemuck::zeroed_box()
+    }
+
+    /// Half of the memory, for tallies.
+    pub(super) fn tallies(&mut self) -> &mut Tallies {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.0);
+        bytes.first_chunk_mut().expect("two bytes a row")
     }
 
     fn of(&self, local: u16) -> u16 {
@@ -77,6 +87,8 @@ pub(super) struct Leg<'a> {
     pub(super) rows: Rows<'a>,
     /// Of each posting.
     pub(super) levels: &'a [u8],
+    /// The mean of the levels.
+    pub(super) mean: u8,
     /// The largest magnitude of a product.
     pub(super) most: f64,
 }
@@ -113,7 +125,17 @@ impl Rest<'_> {
                     count += 1;
                 }
                 (*locals, self.levels) = (&locals[count..], &self.levels[count..]);
+                self.ask();
             }
+        }
+    }
+
+    /// Asks the caches for a part of a list: there are too many, of too few lines each, for the
+    /// processor to foresee them.
+    fn ask(&self) {
+        if let Rows::List(locals) = self.rows {
+            kernel::prefetch(locals, LINES_OF_LIST);
+            kernel::prefetch(self.levels, LINES_OF_LIST / 2);
         }
     }
 }
@@ -144,6 +166,40 @@ impl<'a> Asked<'a> {
         // Each of n products and additions is off by at most half an epsilon.
         let slack = 1.0 + (terms.len() + 4) as f64 * f64::from(f32::EPSILON);
         Self { weights: Weights::new(terms), column, allowed, k, at_most, signed, slack }
+    }
+
+    /// Scores rows on what is stored of them, up to the first that is not `worth` it any more,
+    /// given those scored so far. `scored` is told of each.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the column's offsets point outside of it.
+    pub(super) fn score<T: Copy>(
+        &self,
+        found: &[T],
+        row: impl Fn(T) -> Row,
+        top: &mut TopK,
+        mut worth: impl FnMut(T, &TopK) -> bool,
+        mut scored: impl FnMut(T, f32),
+    ) -> Result<(), Error> {
+        let stored = |one: &T| self.column.row(row(*one) as usize);
+        let ask = |one: &T| stored(one).map(|row| kernel::prefetch(row.as_bytes(), LINES_AHEAD));
+        let locate = |one: &T| self.column.prefetch_offsets(row(*one) as usize);
+        found.iter().take(2 * ROWS_AHEAD).for_each(locate);
+        found.iter().take(ROWS_AHEAD).try_for_each(ask)?;
+        for (at, one) in found.iter().enumerate() {
+            if !worth(*one, top) {
+                break;
+            }
+            if let Some(later) = found.get(at + 2 * ROWS_AHEAD) {
+                locate(later);
+            }
+            found.get(at + ROWS_AHEAD).map_or(Ok(()), ask)?;
+            if let Some(score) = self.weights.score(stored(one)?) {
+                top.push(row(*one), score);
+                scored(*one, score);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -232,7 +288,8 @@ impl Window {
         top: &mut TopK,
     ) -> Result<(), Error> {
         let Some(scale) = Scale::new(legs, asked) else {
-            return self.score(&self.touched(legs, asked, |_| true), asked, top, |_| true);
+            let all = self.touched(legs, asked, |_| true);
+            return asked.score(&all, |local| self.row(local), top, |_, _| true, |_, _| {});
         };
         if top.floor().is_some_and(|floor| scale.total * scale.slack < f64::from(floor)) {
             return Ok(());
@@ -241,6 +298,7 @@ impl Window {
         let rest =
             |leg: &Leg<'a>| Rest { rows: leg.rows, levels: leg.levels, factor: scale.factor(leg) };
         let mut rest: Vec<Rest<'a>> = legs.iter().map(rest).collect();
+        rest.iter().for_each(Rest::ask);
         for part in 0..self.len.div_ceil(64 * PART) {
             rest.iter_mut().for_each(|rest| rest.add(part, kernel, sums));
         }
@@ -270,12 +328,13 @@ impl Window {
                 if top.is_full() { least.max(1) } else { find.rank(wanted, end).max(least) };
             let mut near = find.between(start..end);
             near.sort_unstable_by_key(|local| Reverse(sums.of(*local)));
-            self.score(&near, asked, top, |(local, floor)| sums.of(local) >= scale.least(floor))?;
+            let worth = |local, top: &TopK| sums.of(local) >= scale.least(top.floor());
+            asked.score(&near, |local| self.row(local), top, worth, |_, _| {})?;
             (end, wanted) = (start, wanted.saturating_mul(WIDER));
         }
         if scale.least(top.floor()) == 0 {
             let rest = self.touched(legs, asked, |local| sums.of(local) == 0);
-            self.score(&rest, asked, top, |_| true)?;
+            asked.score(&rest, |local| self.row(local), top, |_, _| true, |_, _| {})?;
         }
         Ok(())
     }
@@ -298,30 +357,6 @@ impl Window {
         touched.sort_unstable();
         touched.dedup();
         touched
-    }
-
-    /// Scores rows on what is stored of them, up to the first that is not `worth` it any more,
-    /// given the floor.
-    fn score(
-        &self,
-        locals: &[u16],
-        asked: &Asked<'_>,
-        top: &mut TopK,
-        worth: impl Fn((u16, Option<f32>)) -> bool,
-    ) -> Result<(), Error> {
-        let row = |local: &u16| asked.column.row(self.row(*local) as usize);
-        let ask = |local: &u16| row(local).map(|row| kernel::prefetch(row.as_bytes(), LINES_AHEAD));
-        locals.iter().take(ROWS_AHEAD).try_for_each(ask)?;
-        for (at, local) in locals.iter().enumerate() {
-            if !worth((*local, top.floor())) {
-                break;
-            }
-            locals.get(at + ROWS_AHEAD).map_or(Ok(()), ask)?;
-            if let Some(score) = asked.weights.score(row(local)?) {
-                top.push(self.row(*local), score);
-            }
-        }
-        Ok(())
     }
 
     /// The row of the segment that `local` is.
