@@ -1,39 +1,67 @@
-//! Where CPU work runs: named pools, never a tokio worker and never rayon's global pool.
+//! Where CPU work runs: named pools, never a tokio worker (but for the shortest) and never rayon's
+//! global pool.
 //!
 //! Searching, building and encoding have a pool each, so that a long index build delays no
 //! search and a burst of searches delays no insert.
 //!
-//! Most searches are one walk over one graph, and over before a second thread is awake; a pool that
-//! shares work wakes one for every job, to see whether there is something to share. So searches wait
-//! for threads that only run them, and [`share_out`] gives to a pool what can be shared.
+//! To wake a thread costs more than most searches, which are one walk over one graph. So a search
+//! that is alone, and of a [`Kind`] that was always over soon, stays on the thread that asks for it;
+//! others wait for threads that only run searches, and [`share_out`] gives to a pool that shares work,
+//! and wakes a thread for every job to see whether there is something to share, what has parts and
+//! takes long.
 
-use std::cell::OnceCell;
+mod pace;
+
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, unbounded};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::Error;
+pub use pace::Kind;
+use pace::Paces;
+
+/// What is short keeps a thread of the network at most for as long as some wakes of another take, and
+/// is not shared out.
+const SHORT: Duration = Duration::from_micros(400);
+
+/// So many searches in a row must have been alone for the next to be taken for one that will be.
+const ALONE: usize = 32;
 
 /// The node's thread pools.
 #[derive(Debug)]
 pub struct Pools {
     search: Sender<Job>,
+    /// Searches that run or wait.
+    searches: Arc<AtomicUsize>,
+    /// How many in a row were alone.
+    alone: AtomicUsize,
+    paces: Arc<Paces>,
     build: ThreadPool,
     write: ThreadPool,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
-
-thread_local! {
-    /// On a thread that runs searches: who shares the work of one.
-    static SHARERS: OnceCell<Arc<ThreadPool>> = const { OnceCell::new() };
+/// A search for one of the threads that run them.
+struct Job {
+    run: Box<dyn FnOnce() + Send>,
+    /// Whether its parts are shared out.
+    shared: bool,
 }
 
-/// `work(0)` to `work(count - 1)`, on several threads if there is more than one, and none is
-/// awake for nothing otherwise. The first error that is seen ends it.
+thread_local! {
+    /// Who shares the work of the search that this thread runs, if anybody does.
+    static SHARERS: RefCell<Option<Arc<ThreadPool>>> = const { RefCell::new(None) };
+    /// Nanoseconds that sharers worked for this thread, less those that it waited for them.
+    static BY_OTHERS: Cell<i64> = const { Cell::new(0) };
+}
+
+/// `work(0)` to `work(count - 1)`, on several threads if there is more than one and the search is
+/// not a short one, and none is awake for nothing otherwise. The first error that is seen ends it.
 ///
 /// # Errors
 /// Whatever the work reports.
@@ -44,12 +72,32 @@ pub fn share_out<T: Send, E: Send>(
     if count <= 1 {
         return (0..count).map(work).collect();
     }
-    let share = || (0..count).into_par_iter().map(&work).collect();
-    match SHARERS.with(|sharers| sharers.get().cloned()) {
-        Some(sharers) => sharers.install(share),
+    let share = |work: &(dyn Fn(usize) -> Result<T, E> + Sync)| {
+        (0..count).into_par_iter().map(work).collect()
+    };
+    match SHARERS.with_borrow(Clone::clone) {
+        Some(sharers) => {
+            let worked = AtomicU64::new(0);
+            let timed = |part| {
+                let began = Instant::now();
+                let done = work(part);
+                worked.fetch_add(nanos(began.elapsed()), Ordering::Relaxed);
+                done
+            };
+            let began = Instant::now();
+            let done = sharers.install(|| share(&timed));
+            let more = worked.into_inner().cast_signed() - nanos(began.elapsed()).cast_signed();
+            BY_OTHERS.set(BY_OTHERS.get().saturating_add(more));
+            done
+        }
         // A sharer already, or a pool of another kind.
-        None => share(),
+        None if rayon::current_thread_index().is_some() => share(&work),
+        None => (0..count).map(work).collect(),
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Pools {
@@ -74,8 +122,10 @@ impl Pools {
             let (sharers, jobs) = (Arc::clone(&sharers), jobs.clone());
             // It ends when the pools are dropped.
             let run = move || {
-                SHARERS.with(|mine| mine.set(sharers)).expect("a new thread has none");
-                jobs.iter().for_each(|job| job());
+                for job in jobs {
+                    SHARERS.set(job.shared.then(|| Arc::clone(&sharers)));
+                    (job.run)();
+                }
             };
             std::thread::Builder::new()
                 .name(format!("elanus-search-{i}"))
@@ -84,6 +134,9 @@ impl Pools {
         }
         Ok(Self {
             search,
+            searches: Arc::default(),
+            alone: AtomicUsize::new(0),
+            paces: Arc::default(),
             build: pool("build", build_threads)?,
             write: pool("write", search_threads)?,
         })
@@ -91,16 +144,44 @@ impl Pools {
 
     /// Runs work of a reader, which may [`share_out`] parts of it.
     ///
+    /// Without a kind nothing is known of it, and it goes to the threads for searches. So does the
+    /// first of a kind, which verifies what it reads, and those after it until they are known to
+    /// be short. Then one stays on this thread, which nobody else can use meanwhile, if it is alone,
+    /// as those before it were.
+    ///
     /// # Errors
     /// [`Error::Internal`] if the work panics.
-    pub fn search<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
+    pub async fn search<T: Send + 'static>(
         &self,
-        work: F,
-    ) -> impl Future<Output = Result<T, Error>> + Send + use<T, F> {
+        kind: Option<Kind>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let expected = kind.and_then(|kind| self.paces.expected(kind));
+        let is_short = expected.is_some_and(|expected| expected <= SHORT);
+        let (under_way, is_alone) = UnderWay::begin(&self.searches);
+        let alone = match is_alone {
+            true => self.alone.fetch_add(1, Ordering::Relaxed),
+            false => self.alone.swap(0, Ordering::Relaxed),
+        };
+        let paces = Arc::clone(&self.paces);
+        let work = move || {
+            let _under_way = under_way;
+            BY_OTHERS.set(0);
+            let began = Instant::now();
+            let outcome = work();
+            if let Some(kind) = kind {
+                let took = nanos(began.elapsed()).saturating_add_signed(BY_OTHERS.get());
+                paces.record(kind, Duration::from_nanos(took));
+            }
+            outcome
+        };
+        if is_short && is_alone && alone >= ALONE {
+            return caught(work);
+        }
         let (run, result) = with_result(work);
         // Their threads live as long as the pools.
-        let _ = self.search.send(Box::new(run));
-        result
+        let _ = self.search.send(Job { run: Box::new(run), shared: !is_short });
+        result.await
     }
 
     /// Runs long background work, such as building an index, and waits for it; a panic in it
@@ -123,17 +204,38 @@ impl Pools {
     }
 }
 
+/// Counts one search for as long as it runs or waits.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    /// Also tells whether there is no other.
+    fn begin(searches: &Arc<AtomicUsize>) -> (Self, bool) {
+        let others = searches.fetch_add(1, Ordering::Relaxed);
+        (Self(Arc::clone(searches)), others == 0)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The work as a job that catches its panic, and what waits for its result.
 fn with_result<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
     work: F,
 ) -> (impl FnOnce() + Send + use<T, F>, impl Future<Output = Result<T, Error>> + Send + use<T, F>) {
     let (done, result) = tokio::sync::oneshot::channel();
     let run = move || {
-        let outcome = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panicked(&*panic));
         // The caller may have gone away; nobody else wants the result.
-        let _ = done.send(outcome);
+        let _ = done.send(caught(work));
     };
     (run, async move { result.await.unwrap_or(Err(Error::Closed)) })
+}
+
+/// Runs the work; its panic is an error.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panicked(&*panic))
 }
 
 /// What a caught panic said.
@@ -145,38 +247,4 @@ pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn work_runs_on_a_named_thread_and_its_panic_is_an_error() {
-        let pools = Pools::new(1, 1).unwrap();
-        let name = || std::thread::current().name().unwrap_or("").to_owned();
-        assert_eq!(pools.search(name).await.unwrap(), "elanus-search-0");
-        assert_eq!(pools.build(name), "elanus-build-0");
-        assert_eq!(pools.write(name).await.unwrap(), "elanus-write-0");
-        let error = pools.search(|| panic!("boom {}", 7)).await.unwrap_err();
-        assert!(error.to_string().contains("boom 7"), "{error}");
-        assert_eq!(pools.search(|| 1).await.unwrap(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_search_shares_what_has_parts_and_keeps_what_has_none() {
-        let pools = Pools::new(2, 1).unwrap();
-        let names = |count| {
-            let name = |_| Ok::<_, Error>(std::thread::current().name().unwrap_or("").to_owned());
-            pools.search(move || share_out(count, name))
-        };
-        assert!(names(0).await.unwrap().unwrap().is_empty());
-        assert!(names(1).await.unwrap().unwrap()[0].starts_with("elanus-search-"));
-        let shared = names(64).await.unwrap().unwrap();
-        assert!(shared.iter().all(|name| name.starts_with("elanus-share-")), "{shared:?}");
-        // A part shares in turn, and an error ends it.
-        let nested = || share_out(3, |i| share_out(4, move |j| Ok::<_, usize>(10 * i + j)));
-        let expected: Vec<Vec<usize>> =
-            (0..3).map(|i| (0..4).map(|j| 10 * i + j).collect()).collect();
-        assert_eq!(pools.search(nested).await.unwrap(), Ok(expected));
-        let odd = |i| if i % 2 == 1 { Err(i) } else { Ok(i) };
-        assert!(pools.search(move || share_out(2, odd)).await.unwrap().is_err());
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array, new_empty_array};
@@ -107,14 +108,24 @@ impl ReadView {
         let mut sources: Vec<(usize, usize)> = Vec::new();
         let mut seen: HashMap<(usize, usize), usize> = HashMap::new();
         let mut places = Vec::with_capacity(rows.len());
+        // Most rows are of the same chunk as the one before.
+        let mut last: Option<(u32, Range<Row>, usize)> = None;
         for &addr in rows {
+            if let Some((segment, rows, source)) = &last
+                && *segment == addr.segment
+                && rows.contains(&addr.row)
+            {
+                places.push((*source, (addr.row - rows.start) as usize));
+                continue;
+            }
             let segment = segments.get(addr.segment as usize).ok_or_else(|| foreign(addr))?;
-            let (chunk, local) = chunk_of(segment, addr)?;
+            let (chunk, rows) = chunk_of(segment, addr)?;
             let source = *seen.entry((addr.segment as usize, chunk)).or_insert_with(|| {
                 sources.push((addr.segment as usize, chunk));
                 sources.len() - 1
             });
-            places.push((source, local));
+            places.push((source, (addr.row - rows.start) as usize));
+            last = Some((addr.segment, rows, source));
         }
         let mut arrow_fields = Vec::with_capacity(fields.len());
         let mut columns = Vec::with_capacity(fields.len());
@@ -177,9 +188,9 @@ impl ReadView {
     pub(crate) fn key_of(&self, addr: RowAddr) -> Result<Key, Error> {
         let segments = self.segments()?;
         let segment = segments.get(addr.segment as usize).ok_or_else(|| foreign(addr))?;
-        let (chunk, local) = chunk_of(segment, addr)?;
+        let (chunk, rows) = chunk_of(segment, addr)?;
         let keys = KeyColumn::new(&segment.column(chunk, self.schema.primary())?)?;
-        Ok(keys.get(local).to_key())
+        Ok(keys.get((addr.row - rows.start) as usize).to_key())
     }
 }
 
@@ -234,13 +245,10 @@ fn gather(
     gathered.map_err(|error| Error::Internal(format!("field `{}`: {error}", field.name)))
 }
 
-/// The chunk that holds a row, and the row's place in it.
-fn chunk_of(segment: &Segment, addr: RowAddr) -> Result<(usize, usize), Error> {
-    (segment.chunks().enumerate())
-        .find_map(|(chunk, (start, rows))| {
-            let local = addr.row.checked_sub(start)? as usize;
-            (local < rows).then_some((chunk, local))
-        })
+/// The chunk that holds a row, and all rows of it.
+fn chunk_of(segment: &Segment, addr: RowAddr) -> Result<(usize, Range<Row>), Error> {
+    (segment.chunks().map(|(start, rows)| start..start + rows as Row).enumerate())
+        .find(|(_, rows)| rows.contains(&addr.row))
         .ok_or_else(|| foreign(addr))
 }
 

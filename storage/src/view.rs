@@ -4,6 +4,7 @@
 //! and an upper bound in time. Neither ever changes, so a reader takes no lock and two reads of
 //! one view agree. How a view is searched stands in `search`, how rows are fetched in `query`.
 
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
 
 use elanus_index::RowMask;
@@ -11,8 +12,12 @@ use elanus_index::RowMask;
 use crate::Error;
 use crate::budget::{Budget, Held};
 use crate::clock::Ts;
+use crate::pools::Kind;
 use crate::schema::Schema;
 use crate::segment::Segment;
+
+/// Views of more segments are not looked at for the kinds of their searches: those have many parts.
+const MAX_SEGMENTS: usize = 16;
 
 /// All rows of a collection as of one moment.
 #[derive(Debug)]
@@ -64,6 +69,16 @@ impl ReadView {
     /// The schema that rows are read by; fields that a segment lacks read as null or default.
     pub fn schema(&self) -> &Arc<Schema> {
         &self.schema
+    }
+
+    /// The kind of the searches of this collection that are described by the same words: while the kind
+    /// stays the same, so does what they find open already. `None` for a view of many segments.
+    pub fn kind(&self, words: &impl Hash) -> Option<Kind> {
+        let segments = self.segments().ok().filter(|segments| segments.len() <= MAX_SEGMENTS)?;
+        let mut hasher = DefaultHasher::new();
+        segments.iter().for_each(|segment| segment.hash_state(&mut hasher));
+        words.hash(&mut hasher);
+        Some(Kind(hasher.finish()))
     }
 
     /// Counts memory for rows that were [taken](ReadView::take) until the guard is dropped.

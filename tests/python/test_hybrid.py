@@ -113,6 +113,17 @@ def test_weighted(client, world, queries, fields, weights, norm):
     check(hits, oracle.weighted(lists, weights, [METRICS[f] for f in fields], norm))
 
 
+def test_searches_one_after_another_find_what_the_first_found(client, world, queries):
+    """After some that were short, the node runs them on another thread."""
+
+    def found():
+        hits = client.hybrid_search(world, [leg(queries, "b"), leg(queries, "s")], RRFRanker(), limit=20)[0]
+        return [(h.id, h.distance) for h in hits], single(client, world, queries, "s", output_fields=["t"])
+
+    first = found()
+    assert all(found() == first for _ in range(100))
+
+
 def test_several_queries_are_fused_each_for_itself(client, world, queries):
     found = client.hybrid_search(
         world, [leg(queries, "a", nq=3), leg(queries, "b", nq=3)], RRFRanker(), limit=10

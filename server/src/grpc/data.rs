@@ -59,7 +59,7 @@ impl Node {
             let columns = Columns::decode(&rows.schema, data, num_rows, accept, &limits)?;
             rows.prepare(columns)
         };
-        let prepared = self.engine.pools().search(prepare).await??;
+        let prepared = self.engine.pools().search(None, prepare).await??;
         let stored = self.store(&collection, prepared, None).await?;
         Ok(MutationResult { insert_cnt: count(request.num_rows), ..written(&stored) })
     }
@@ -111,7 +111,7 @@ impl Node {
             let replaced = if moved { Some(rows.renew_keys(&mut columns)?) } else { None };
             Ok::<_, Failure>((rows.prepare(columns)?, replaced))
         };
-        let (prepared, replaced) = self.engine.pools().search(prepare).await??;
+        let (prepared, replaced) = self.engine.pools().search(None, prepare).await??;
         // Generated keys are never reused: the row moves to a new one.
         let stored = self.store(&collection, prepared, replaced).await?;
         let rows = count(request.num_rows);
@@ -145,7 +145,7 @@ impl Node {
         let keys = self
             .engine
             .pools()
-            .search(move || doomed_keys(&view, &schema, &filter, scope.as_deref(), loaded))
+            .search(None, move || doomed_keys(&view, &schema, &filter, scope.as_deref(), loaded))
             .await??;
         let deleted = count(keys.len());
         let ts = match keys.is_empty() {
@@ -295,7 +295,7 @@ impl Node {
                     filled.apply(&rows.schema, &mut columns)?;
                     rows.finish(columns)
                 };
-                self.engine.pools().search(finish).await??
+                self.engine.pools().search(None, finish).await??
             }
         };
         let written = match replaced {

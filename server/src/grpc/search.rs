@@ -1,6 +1,6 @@
-//! Search, hybrid search and query: requests bound, run on the search pool, answered.
+//! Search, hybrid search and query: requests bound, run where `Pools` has them run, answered.
 //!
-//! The work of a request is one hop onto the pool: filters compiled, rows selected, searched,
+//! The work of a request is one job of the pools: filters compiled, rows selected, searched,
 //! ranked and fetched. Only models are waited for outside of it: texts become vectors before,
 //! candidates are read by a re-ranker in between.
 
@@ -12,7 +12,7 @@ use elanus_proto::milvus::{
     HybridSearchRequest, QueryRequest, QueryResults, SearchRequest, SearchResults,
 };
 use elanus_proto::schema::{FunctionScore, SearchIteratorV2Results, SearchResultData};
-use elanus_storage::{Collection, CollectionInfo, Held, ReadView, RowAddr, Schema, Ts};
+use elanus_storage::{Collection, CollectionInfo, Held, Kind, ReadView, RowAddr, Schema, Ts};
 
 use crate::convert::placeholder::QueryRows;
 use crate::convert::results::{self, COUNT, Output, Ranking, restored};
@@ -33,7 +33,7 @@ const LEVELS: u64 = 2;
 /// A cursor that is to be kept, and what counts its memory.
 type Kept = (Cursor, Held);
 
-/// What all legs of a request have in common on the search pool.
+/// What all legs of a request have in common in the search pools.
 #[derive(Clone)]
 struct Job {
     view: ReadView,
@@ -93,8 +93,13 @@ impl Node {
             }
             (None, Some(iteration)) => self.iterated(job, embedded, page, iteration).await?,
             (None, None) => {
+                let kind = match &grouping {
+                    None => job.kind(&embedded, &[]),
+                    // It looks on until groups are full.
+                    Some(_) => None,
+                };
                 let run = move || job.plain(embedded, page, grouping.as_ref());
-                self.engine.pools().search(run).await??
+                self.engine.pools().search(kind, run).await??
             }
         };
         Ok(SearchResults {
@@ -225,17 +230,22 @@ impl Node {
     ) -> Result<SearchResultData, Failure> {
         let pools = self.engine.pools();
         if !matches!(fusion.scoring.reranker, Some(Reranker::Model(_))) {
+            let kind = match (&fusion.grouping, fusion.scoring.boosts.is_empty()) {
+                (None, true) => job.kind(&embedded, &fusion.columns()),
+                // As a grouping search does, or filters that look at other columns.
+                (Some(_), _) | (_, false) => None,
+            };
             let run = move || {
                 let candidates = job.candidates(embedded, &fusion)?;
                 job.finish(candidates, &[], &fusion)
             };
-            return pools.search(run).await?;
+            return pools.search(kind, run).await?;
         }
         let fusion = Arc::new(fusion);
         let (first, wanted) = (job.clone(), Arc::clone(&fusion));
-        let candidates = pools.search(move || first.candidates(embedded, &wanted)).await??;
+        let candidates = pools.search(None, move || first.candidates(embedded, &wanted)).await??;
         let scores = hybrid::model_scores(self.engines(), &fusion.scoring, &candidates).await?;
-        pools.search(move || job.finish(candidates, &scores, &fusion)).await?
+        pools.search(None, move || job.finish(candidates, &scores, &fusion)).await?
     }
 
     /// One page of a search iterator.
@@ -254,7 +264,7 @@ impl Node {
         let told = iteration.last_bound;
         let before = told.and_then(|told| self.plan.iterators.take(&token, told));
         let run = move || job.page(embedded, page, &iteration, before);
-        let (mut results, last_bound, cursor) = self.engine.pools().search(run).await??;
+        let (mut results, last_bound, cursor) = self.engine.pools().search(None, run).await??;
         if let Some((cursor, memory)) = cursor {
             self.plan.iterators.put(&token, last_bound, cursor, Some(memory));
         }
@@ -326,7 +336,7 @@ impl Node {
             let taken = results::take(&view, &rows, &names, max_bytes, "query")?;
             results::query_results(&schema, &output, &taken.batch)
         };
-        let results: Result<QueryResults, Failure> = self.engine.pools().search(run).await?;
+        let results: Result<QueryResults, Failure> = self.engine.pools().search(None, run).await?;
         Ok(QueryResults { collection_name: info.name.clone(), session_ts, ..results? })
     }
 
@@ -347,6 +357,15 @@ impl Node {
 }
 
 impl Job {
+    /// What tells it from searches that take another time or read other columns; `ranking` are those
+    /// that decide the ranking.
+    fn kind(&self, embedded: &[Option<QueryRows>], ranking: &[&str]) -> Option<Kind> {
+        let legs = self.legs.iter().zip(embedded);
+        let legs: Option<Vec<_>> = legs.map(|(leg, rows)| leg.likeness(rows.as_ref())).collect();
+        let output: Vec<&str> = self.output.fields().collect();
+        self.view.kind(&(legs?, output, ranking, &self.readable.partitions))
+    }
+
     /// The query vectors of all legs.
     fn rows(&self, embedded: Vec<Option<QueryRows>>) -> Result<Vec<QueryRows>, Failure> {
         self.legs.iter().zip(embedded).map(|(leg, rows)| leg.rows(&self.view, rows)).collect()

@@ -5,8 +5,6 @@
 //! that decide the ranking are fetched for them. Those of the winners are fetched once, at the
 //! end ([`crate::convert::results`]).
 
-use std::collections::HashMap;
-
 use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, RecordBatch};
 use elanus_index::Metric;
@@ -69,9 +67,15 @@ pub fn candidates(
         let mut order: Vec<usize> = (start..start + addrs.len()).collect();
         order.sort_unstable_by(|a, b| keys.get(*a).cmp(&keys.get(*b)));
         let sorted: Vec<RowAddr> = order.iter().map(|at| addrs[at - start]).collect();
-        let numbers: HashMap<RowAddr, Candidate> = sorted.iter().copied().zip(0..).collect();
-        let list =
-            |hits: &Vec<Found>| hits.iter().map(|hit| (numbers[&hit.addr], hit.score)).collect();
+        let mut numbers: Vec<Candidate> = vec![0; addrs.len()];
+        for (number, at) in (0..).zip(&order) {
+            numbers[at - start] = number;
+        }
+        // Every hit is among them.
+        let number = |hit: &Found| addrs.partition_point(|addr| *addr < hit.addr);
+        let list = |hits: &Vec<Found>| {
+            hits.iter().map(|hit| (numbers[number(hit)], hit.score)).collect::<Vec<_>>()
+        };
         let rows: arrow_array::UInt64Array = order.iter().map(|at| *at as u64).collect();
         let columns = arrow_select::take::take_record_batch(&batch, &rows)
             .map_err(|error| Failure::internal(error.to_string()))?;

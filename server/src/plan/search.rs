@@ -4,6 +4,8 @@
 //! selection of rows between legs whose filters are equal. A plain search has one leg, a hybrid
 //! search several ([`super::hybrid`]).
 
+use std::hash::Hash;
+
 use elanus_index::{Bounds, Cancel, Metric, SearchParams};
 use elanus_proto::milvus::SearchRequest;
 use elanus_proto::milvus::search_request::SearchInput;
@@ -206,6 +208,24 @@ impl Leg {
         }
     }
 
+    /// What tells it from searches that take another time. `None` where those that say the same may
+    /// take very different times: several queries, rows named by key, a range, values for a filter.
+    pub fn likeness<'a>(&'a self, embedded: Option<&'a QueryRows>) -> Option<impl Hash + 'a> {
+        let (rows, filter) = (embedded.or(self.input.rows())?, &self.scope.filter);
+        let entries = match rows {
+            QueryRows::Dense(rows) if rows.len() == 1 => None,
+            // About as many.
+            QueryRows::Sparse(rows) if rows.len() == 1 => rows[0].len().checked_ilog2(),
+            QueryRows::Dense(_) | QueryRows::Sparse(_) => return None,
+        };
+        if self.has_range() || !filter.values.is_empty() {
+            return None;
+        }
+        let SearchParams { k, ef, drop_ratio, .. } = self.params;
+        let effort = (k, ef, drop_ratio.to_bits(), entries, self.exact);
+        Some((self.field.id, effort, filter.text.as_str(), self.scope.ignore_growing))
+    }
+
     /// The leg's texts, if it has any.
     pub fn texts(&self) -> Option<&TextQuery> {
         match &self.input {
@@ -227,6 +247,14 @@ impl Input {
             Self::Rows(rows) => rows.len(),
             Self::Texts(query) => query.texts.len(),
             Self::Keys(keys) => keys.len(),
+        }
+    }
+
+    /// The vectors, where the request has them.
+    fn rows(&self) -> Option<&QueryRows> {
+        match self {
+            Self::Rows(rows) => Some(rows),
+            Self::Texts(_) | Self::Keys(_) => None,
         }
     }
 

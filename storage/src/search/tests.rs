@@ -419,6 +419,37 @@ fn equal_scores_are_ordered_by_key_even_at_the_last_place() {
 }
 
 #[test]
+fn a_search_is_of_another_kind_once_what_it_reads_was_opened() {
+    let keys: Vec<i64> = (0..3_000).collect();
+    let fixture = fixture(&[(true, 1, vec![20]), (false, 2, vec![500, 600])], &keys, &[], 0);
+    let kind = |words: &str| fixture.view.kind(&words).unwrap();
+    let search = |field: &str| {
+        let field = fixture.schema().field(field).unwrap();
+        fixture.view.segments().unwrap().iter().for_each(|segment| {
+            segment.column(0, field).unwrap();
+        });
+    };
+    let cold = kind("dense");
+    assert_eq!(cold, kind("dense"));
+    assert_ne!(cold, kind("sparse"));
+    search(BINARY);
+    let warm = kind("dense");
+    assert_ne!(cold, warm);
+    search(BINARY);
+    assert_eq!(warm, kind("dense"));
+    // Many more rows in memory, which are looked at one by one.
+    let mut larger = fixture.view.clone();
+    let mut segments = fixture.view.segments().unwrap().to_vec();
+    segments.push(Arc::new(Segment { id: 9, ..segments[1].as_ref().clone() }));
+    larger.version = Arc::new(Version { ts: larger.ts, segments: segments.clone(), damage: None });
+    assert_ne!(warm, larger.kind(&"dense").unwrap());
+    // So many that nobody asks.
+    let many = segments.iter().cycle().take(17).cloned().collect();
+    larger.version = Arc::new(Version { ts: larger.ts, segments: many, damage: None });
+    assert_eq!(larger.kind(&"dense"), None);
+}
+
+#[test]
 fn mistakes_of_the_caller_are_errors() {
     let fixture = small();
     let view = &fixture.view;

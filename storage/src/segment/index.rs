@@ -66,6 +66,11 @@ impl Index {
         matches!(self.opened.get(), Some(None))
     }
 
+    /// Whether it was opened, and whether it is sound, as far as that is known.
+    pub(super) fn state(&self) -> Option<bool> {
+        self.opened.get().map(Option::is_some)
+    }
+
     /// The vector index over a segment of that many rows, of which `column` are the indexed ones.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::hash::{Hash as _, Hasher};
 use std::sync::Arc;
 
 use arrow_array::ArrayRef;
@@ -34,6 +35,9 @@ use crate::schema::Field;
 use delete::DeleteMask;
 use growing::Growing;
 use sealed::SealedSegment;
+
+/// 1,024: so many more rows in memory change how long a search of them is expected to take.
+const ROWS_THAT_MATTER: usize = 1024;
 
 /// One segment as one version of the collection sees it.
 #[derive(Clone, Debug)]
@@ -200,6 +204,15 @@ impl Segment {
         match &self.body {
             Body::Growing(_) => None,
             Body::Sealed(sealed) => sealed.index(field, metric, exact),
+        }
+    }
+
+    /// What tells how long a search of it takes: how many rows it looks at, and what it has to open.
+    pub(crate) fn hash_state(&self, hasher: &mut impl Hasher) {
+        self.id.hash(hasher);
+        match &self.body {
+            Body::Growing(growing) => (growing.rows() / ROWS_THAT_MATTER).hash(hasher),
+            Body::Sealed(sealed) => sealed.hash_opened(hasher),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! from then on its array is handed out. A damaged column is an error that names the file.
 
 use std::collections::HashMap;
+use std::hash::{Hash as _, Hasher};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -332,6 +333,20 @@ impl SealedSegment {
             self.repair.index_is_damaged();
             None
         })
+    }
+
+    /// Which of its parts have been opened, and so verified. A part that takes the place of another is
+    /// not open yet.
+    pub(super) fn hash_opened(&self, hasher: &mut impl Hasher) {
+        let columns = self.columns.iter().map(|column| column.get().is_some());
+        columns.for_each(|is_open| is_open.hash(hasher));
+        self.keys.get().is_some().hash(hasher);
+        for later in self.later.load().iter() {
+            (later.entry.field, later.values.get().is_some()).hash(hasher);
+        }
+        for index in self.indexes.load().iter() {
+            (index.field(), index.state()).hash(hasher);
+        }
     }
 
     /// The index files there are.
