@@ -14,7 +14,7 @@ use std::thread;
 use arrow_buffer::Buffer;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use elanus_index::{
-    Cancel, Elem, FlatIndex, Metric, Query, RowMask, SearchParams, VectorIndex, Vectors,
+    Cancel, Elem, FlatCodes, FlatIndex, Metric, Query, RowMask, SearchParams, VectorIndex, Vectors,
 };
 
 use limits::{Limit, beside};
@@ -54,6 +54,15 @@ fn flat(criterion: &mut Criterion) {
             one(&index, &all);
         });
     }
+    let codes = FlatCodes::encode(&vectors);
+    for metric in [Metric::Ip, Metric::L2, Metric::Cosine] {
+        let index = FlatIndex::new(vectors.clone(), metric);
+        let index = index.with_codes(codes.clone()).expect("codes of these rows");
+        group.throughput(Throughput::Bytes(codes.scanned_bytes() as u64));
+        let name = format!("one query on codes, {metric:?}");
+        beside(&mut group, &name, &read, codes.scanned_bytes(), || one(&index, &all));
+    }
+    group.throughput(Throughput::Bytes(buffer.len() as u64));
     let half = |from| FlatIndex::new(vectors.slice(from, ROWS / 2), Metric::Ip);
     let (first, second, half) = (half(0), half(ROWS / 2), RowMask::all(ROWS / 2));
     beside(&mut group, "one query, two threads", &read_by_two, buffer.len(), || {

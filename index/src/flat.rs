@@ -1,13 +1,17 @@
 //! Exact search: every allowed row is scored.
 //!
-//! One query reads the rows once, at memory speed. Several float32 queries at once share that
-//! reading (`batch`). Both ways return the same rows with the same scores, to the last bit.
+//! One query reads the rows once, at memory speed, or their codes, where it has some, and the rows
+//! that they do not rule out (`codes`). Several float32 queries at once share the reading of the
+//! rows (`batch`). All ways return the same rows with the same scores, to the last bit.
 
 mod batch;
+mod codes;
 #[cfg(test)]
 mod tests;
 
 use batch::Batch;
+use codes::CodeScan;
+pub use codes::FlatCodes;
 
 use crate::kernel::{self, Kernel, TILE_QUERIES};
 use crate::mask::ones;
@@ -33,6 +37,7 @@ const SEVERAL_QUERIES: usize = 4;
 pub struct FlatIndex {
     vectors: Vectors,
     metric: Metric,
+    codes: Option<FlatCodes>,
 }
 
 impl FlatIndex {
@@ -40,7 +45,23 @@ impl FlatIndex {
     /// element type is found out by the first search.
     #[must_use]
     pub fn new(vectors: Vectors, metric: Metric) -> Self {
-        Self { vectors, metric }
+        Self { vectors, metric, codes: None }
+    }
+
+    /// The same, with codes of the same rows that make it quicker.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if they are of other rows, as far as numbers tell.
+    pub fn with_codes(self, codes: FlatCodes) -> Result<Self, Error> {
+        if codes.are_of(&self.vectors) {
+            return Ok(Self { codes: Some(codes), ..self });
+        }
+        let (rows, dim) = (self.vectors.rows(), self.vectors.dim());
+        Err(Error::Unsupported(format!(
+            "codes of {} rows for {rows} of {:?} with {dim} dimensions",
+            codes.rows(),
+            self.vectors.elem()
+        )))
     }
 
     fn prepare(&self, query: &Query<'_>, allowed: &RowMask) -> Result<Scorer, Error> {
@@ -63,12 +84,21 @@ impl FlatIndex {
         let mut scores = [0.0; WORD];
         let select = kernel::select();
         let rows = self.vectors.rows();
+        let codes = self.codes.as_ref();
+        let mut codes = codes.and_then(|codes| CodeScan::new(codes, self.metric, query));
         for (at, &word) in allowed.words().iter().enumerate() {
             let start = at * WORD;
             if start.is_multiple_of(ROWS_PER_CHECK) {
                 cancel.check()?;
             }
             let len = WORD.min(rows - start);
+            let mut word = word;
+            // Without a floor, every row enters.
+            if let Some(floor) = top.floor()
+                && let Some(codes) = codes.as_mut().filter(|codes| codes.pays())
+            {
+                word = codes.may_pass(start, word, floor);
+            }
             if word.count_ones() as usize == len {
                 let scores = &mut scores[..len];
                 (scorer.kernel.block)(query, self.vectors.range(start, len), scores);

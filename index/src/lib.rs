@@ -8,7 +8,7 @@
 //! | module | is for |
 //! |---|---|
 //! | [`kernel`] | distances between rows of bytes, chosen once for the machine at hand |
-//! | `vectors`, `mask`, `topk`, `cancel`, `progress`, `sections` | what every index is made of |
+//! | `vectors`, `mask`, `topk`, `fold`, `cancel`, `progress`, `sections` | what every index is made of |
 //! | `flat` | exact search over dense and binary rows |
 //! | `hnsw` | approximate search over dense rows |
 //! | `sparse` | exact search over sparse rows, with and without an inverted index |
@@ -27,6 +27,7 @@ mod baseline;
 mod cancel;
 mod error;
 mod flat;
+mod fold;
 mod hnsw;
 pub mod kernel;
 mod mask;
@@ -42,7 +43,7 @@ mod vectors;
 
 pub use cancel::Cancel;
 pub use error::Error;
-pub use flat::FlatIndex;
+pub use flat::{FlatCodes, FlatIndex};
 pub use hnsw::{HnswIndex, HnswParams, Seed, Trail};
 pub use mask::RowMask;
 pub use progress::Progress;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef};
 use elanus_index::{
-    Cancel, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, VectorIndex,
+    Bounds, Cancel, FlatCodes, FlatIndex, Hit, Metric, Query, Row, RowMask, SearchParams, TopK,
+    VectorIndex,
 };
 
 use crate::Error;
@@ -26,6 +27,17 @@ use crate::view::{ReadView, RowAddr};
 /// 32,768 rows: the piece of a sealed segment that one thread scans at a time. Large enough that
 /// handing it out costs nothing, small enough that one query keeps every core busy to the end.
 const PIECE_ROWS: usize = 32_768;
+
+/// 8 MiB: what one thread reads at a time where pieces are small, in about a third of a
+/// millisecond. Waking another has a price, and a piece is searched quicker if the best hits of
+/// those before are known.
+const RUN_BYTES: usize = 8 << 20;
+
+/// What searching an index counts as.
+const INDEX_BYTES: usize = RUN_BYTES / 2;
+
+/// About the bytes that one could read in the time that a sparse row takes, 200 ns.
+const SPARSE_ROW_BYTES: usize = 4096;
 
 /// A key set is looked up by binary search while it has fewer keys than one in this many rows;
 /// with more keys, one pass over the key column is cheaper.
@@ -157,13 +169,11 @@ impl ReadView {
         let mut found = Vec::with_capacity(ann.queries.len());
         for queries in ann.queries.chunks(block) {
             let ann = AnnQuery { queries, params, ..*ann };
-            let search = |at: usize| {
-                let piece: &Piece<'_> = &pieces[at];
-                piece.search(&segments[piece.segment as usize], field, &ann, cancel)
-            };
-            let hits = share_out(pieces.len(), search)?;
+            let runs = runs(&pieces, segments, field, &ann);
+            let search = |at: usize| search_run(runs[at], segments, field, &ann, cancel);
+            let hits = share_out(runs.len(), search)?;
             let mut block_found = vec![Vec::new(); queries.len()];
-            for (piece, lists) in pieces.iter().zip(hits) {
+            for (piece, lists) in pieces.iter().zip(hits.into_iter().flatten()) {
                 for (found, hits) in block_found.iter_mut().zip(lists) {
                     found.extend(hits.into_iter().map(|hit| piece.found(hit)));
                 }
@@ -356,7 +366,9 @@ impl<'a> Piece<'a> {
                 |at: usize| Ok(index.search(&ann.queries[at], &ann.params, &allowed, cancel)?);
             return share_out(ann.queries.len(), search);
         }
-        let index = scan(field, &column, ann.metric)?;
+        let codes = segment.codes(self.chunk, field);
+        let codes = codes.map(|codes| codes.slice(self.from, self.len));
+        let index = scan(field, &column, ann.metric, codes)?;
         if segment.is_sorted_by_key() {
             return Ok(index.search_many(ann.queries, &ann.params, &allowed, cancel)?);
         }
@@ -378,6 +390,17 @@ impl<'a> Piece<'a> {
         Ok(lists)
     }
 
+    /// About how many bytes are read for each query; `None` if an index tells where to look.
+    fn bytes(&self, segment: &Segment, field: &Field) -> Option<usize> {
+        if self.index.is_some() {
+            return None;
+        }
+        let chunk = segment.codes(self.chunk, field);
+        let of_codes = chunk.map(|codes| codes.scanned_bytes() / codes.rows().max(1));
+        let of_row = of_codes.or_else(|| field.data_type.bytes_per_row());
+        Some(self.len.saturating_mul(of_row.unwrap_or(SPARSE_ROW_BYTES)))
+    }
+
     /// A hit of the piece as a row of the view.
     pub(crate) fn found(&self, hit: Hit) -> Found {
         let row = self.chunk_start + self.from as Row + hit.row;
@@ -385,8 +408,68 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Looks at every row of a column.
-fn scan(field: &Field, column: &ArrayRef, metric: Metric) -> Result<Box<dyn VectorIndex>, Error> {
+/// Cuts pieces into runs, each for one thread: pieces without an index go together as long as
+/// that takes little, after at most one with an index.
+fn runs<'a, 'b>(
+    pieces: &'b [Piece<'a>],
+    segments: &[Arc<Segment>],
+    field: &Field,
+    ann: &AnnQuery<'_>,
+) -> Vec<&'b [Piece<'a>]> {
+    let (mut runs, mut from, mut bytes) = (Vec::new(), 0, 0_usize);
+    for (at, piece) in pieces.iter().enumerate() {
+        let scanned = piece.bytes(&segments[piece.segment as usize], field);
+        let more = scanned.unwrap_or(INDEX_BYTES).saturating_mul(ann.queries.len());
+        if at > from && (scanned.is_none() || bytes.saturating_add(more) > RUN_BYTES) {
+            runs.push(&pieces[from..at]);
+            (from, bytes) = (at, 0);
+        }
+        bytes = bytes.saturating_add(more);
+    }
+    if from < pieces.len() {
+        runs.push(&pieces[from..]);
+    }
+    runs
+}
+
+/// Searches pieces one after another: for each, the hits of each query. What is worse than as
+/// many hits as are wanted, of the pieces before, need not be among those of a piece.
+fn search_run(
+    run: &[Piece<'_>],
+    segments: &[Arc<Segment>],
+    field: &Field,
+    ann: &AnnQuery<'_>,
+    cancel: &Cancel,
+) -> Result<Vec<Vec<Vec<Hit>>>, Error> {
+    let mut best = TopK::new(ann.params.k, Bounds::default());
+    let mut lists = Vec::with_capacity(run.len());
+    for piece in run {
+        let mut params = ann.params;
+        // An index would take a bound for one that the client set, and look beyond it. Equal
+        // scores stay in: their keys decide.
+        if piece.index.is_none()
+            && let Some(floor) = best.floor().filter(|floor| floor.is_finite())
+        {
+            let below = floor.next_down();
+            params.bounds.above = Some(params.bounds.above.map_or(below, |above| above.max(below)));
+        }
+        let ann = AnnQuery { params, ..*ann };
+        let hits = piece.search(&segments[piece.segment as usize], field, &ann, cancel)?;
+        if let [of_one] = &hits[..] {
+            of_one.iter().for_each(|hit| best.push(hit.row, hit.score));
+        }
+        lists.push(hits);
+    }
+    Ok(lists)
+}
+
+/// Looks at every row of a column, or at its codes, if there are some.
+fn scan(
+    field: &Field,
+    column: &ArrayRef,
+    metric: Metric,
+    codes: Option<FlatCodes>,
+) -> Result<Box<dyn VectorIndex>, Error> {
     if field.data_type == DataType::SparseFloatVector {
         if metric != Metric::Ip {
             return Err(Error::Invalid(format!(
@@ -396,7 +479,11 @@ fn scan(field: &Field, column: &ArrayRef, metric: Metric) -> Result<Box<dyn Vect
         }
         return Ok(Box::new(sparse_rows(column)?));
     }
-    Ok(Box::new(FlatIndex::new(vectors(field, column)?, metric)))
+    let index = FlatIndex::new(vectors(field, column)?, metric);
+    Ok(Box::new(match codes {
+        Some(codes) => index.with_codes(codes)?,
+        None => index,
+    }))
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@
 use arrow_buffer::Buffer;
 use rayon::prelude::*;
 
-use super::fold;
 use super::lines::Lines;
 use crate::Row;
+use crate::fold;
 use crate::kernel::{self, LINE, NIBBLES, NibbleKernel, Step};
 
 /// Codes from one half byte to the next. The 255 steps of a code reach four standard deviations

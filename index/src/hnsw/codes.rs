@@ -16,9 +16,9 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::coarse::{self, Coarse};
-use super::fold;
 use super::layout::{CENTRE, COARSE, CODES, OFFSETS, STEPS};
 use super::lines::Lines;
+use crate::fold;
 use crate::kernel::{self, CodeKernel, LINE, Step};
 use crate::sections::typed;
 use crate::{Cancel, Elem, Error, Metric, Row, Sections, Vectors};

@@ -9,7 +9,6 @@
 mod build;
 mod coarse;
 mod codes;
-mod fold;
 mod graph;
 mod layout;
 mod lines;

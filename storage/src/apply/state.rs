@@ -360,7 +360,7 @@ impl State {
     pub(super) fn unsealed_bytes(&self) -> usize {
         (self.slots.values())
             .filter_map(|slot| slot.builder.as_ref())
-            .map(|builder| builder.bytes() + builder.rows() * ROW_OVERHEAD)
+            .map(|builder| builder.bytes() + builder.code_bytes() + builder.rows() * ROW_OVERHEAD)
             .sum()
     }
 

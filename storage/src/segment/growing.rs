@@ -3,14 +3,18 @@
 //! Rows are numbered in order of arrival. Small batches at the end are merged geometrically
 //! (equal sizes join), so that a row is copied at most about 13 times and the list stays short
 //! even when rows arrive one by one. Merging does not renumber rows.
+//!
+//! Float vectors get a byte per dimension besides, as they come: a search looks at all growing rows,
+//! and reads a quarter of the bytes so.
 
 use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_buffer::ScalarBuffer;
 use arrow_select::concat::concat_batches;
-use elanus_index::{Row, RowMask};
+use elanus_index::{FlatCodes, Row, RowMask};
 
+use super::index::float_rows;
 use crate::Error;
 use crate::clock::Ts;
 use crate::schema::Field;
@@ -26,9 +30,23 @@ pub(crate) struct Chunk {
     pub(crate) batch: RecordBatch,
     /// When each row was written; ascending.
     pub(crate) ts: ScalarBuffer<u64>,
+    /// Of each column of the batch that has some.
+    codes: Vec<Option<FlatCodes>>,
 }
 
 impl Chunk {
+    /// Rows that were written at `ts`.
+    fn new(first: Row, batch: RecordBatch, ts: Ts) -> Self {
+        let ts = ScalarBuffer::from(vec![ts.0; batch.num_rows()]);
+        let encode = |column: &ArrayRef| {
+            let rows =
+                float_rows(column).filter(|rows| FlatCodes::suit(rows.elem(), rows.dim()))?;
+            Some(FlatCodes::encode(&rows))
+        };
+        let codes = batch.columns().iter().map(encode).collect();
+        Self { first, batch, ts, codes }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.batch.num_rows()
     }
@@ -43,6 +61,20 @@ impl Chunk {
             Some(column) if *column.data_type() == field.data_type.to_arrow() => Arc::clone(column),
             _ => field.absent(self.rows()),
         }
+    }
+
+    /// The codes of a field's vectors, if it has some.
+    pub(crate) fn codes(&self, field: &Field) -> Option<&FlatCodes> {
+        let (at, column) = self.batch.schema_ref().column_with_name(field.column())?;
+        // As for the column itself.
+        if *column.data_type() != field.data_type.to_arrow() {
+            return None;
+        }
+        self.codes.get(at)?.as_ref()
+    }
+
+    fn code_bytes(&self) -> usize {
+        self.codes.iter().flatten().map(FlatCodes::heap_bytes).sum()
     }
 
     /// Whether the rows came with values of a field.
@@ -100,6 +132,7 @@ pub(crate) struct GrowingBuilder {
     settled: usize,
     rows: usize,
     bytes: usize,
+    code_bytes: usize,
 }
 
 impl GrowingBuilder {
@@ -119,13 +152,18 @@ impl GrowingBuilder {
         self.bytes
     }
 
+    /// Bytes of memory that codes take besides.
+    pub(crate) fn code_bytes(&self) -> usize {
+        self.code_bytes
+    }
+
     /// Appends rows that were written at `ts` and took `bytes` in the log.
     pub(crate) fn push(&mut self, batch: RecordBatch, ts: Ts, bytes: usize) {
-        let (first, rows) = (self.next_row(), batch.num_rows());
-        let ts = ScalarBuffer::from(vec![ts.0; rows]);
-        self.chunks.push(Arc::new(Chunk { first, batch, ts }));
-        self.rows += rows;
+        let chunk = Chunk::new(self.next_row(), batch, ts);
+        self.rows += chunk.rows();
         self.bytes += bytes;
+        self.code_bytes += chunk.code_bytes();
+        self.chunks.push(Arc::new(chunk));
     }
 
     /// What readers are to see: everything so far, small batches merged.
@@ -166,7 +204,14 @@ fn merge(chunks: &[Arc<Chunk>]) -> Result<Arc<Chunk>, Error> {
     let batch =
         concat_batches(chunks[0].batch.schema_ref(), chunks.iter().map(|chunk| &chunk.batch))?;
     let ts: Vec<u64> = chunks.iter().flat_map(|chunk| chunk.ts.iter().copied()).collect();
-    Ok(Arc::new(Chunk { first: chunks[0].first, batch, ts: ts.into() }))
+    // They join, so they have the same columns.
+    let join = |column: usize| {
+        let parts: Option<Vec<&FlatCodes>> =
+            chunks.iter().map(|chunk| chunk.codes[column].as_ref()).collect();
+        Some(FlatCodes::concat(&parts?))
+    };
+    let codes = (0..batch.num_columns()).map(join).collect();
+    Ok(Arc::new(Chunk { first: chunks[0].first, batch, ts: ts.into(), codes }))
 }
 
 #[cfg(test)]

@@ -287,6 +287,14 @@ fn sparse_sections(column: &ArrayRef) -> Result<Vec<(&'static str, Vec<u8>)>, Er
     Ok(SparseIndex::build(rows))
 }
 
+/// The rows of a column of float32 vectors, without a copy; `None` of any other.
+pub(crate) fn float_rows(column: &ArrayRef) -> Option<Vectors> {
+    let rows = column.as_fixed_size_list_opt()?;
+    let numbers = rows.values().as_primitive_opt::<Float32Type>()?;
+    let dim = usize::try_from(rows.value_length()).ok()?;
+    Vectors::new(numbers.values().inner().clone(), Elem::F32, dim).ok()
+}
+
 /// The rows of a dense vector column, without a copy.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use arrow_array::ArrayRef;
 use arrow_buffer::ScalarBuffer;
-use elanus_index::{Metric, Row, RowMask, VectorIndex};
+use elanus_index::{FlatCodes, Metric, Row, RowMask, VectorIndex};
 
 use crate::Error;
 use crate::catalog::TermsDef;
@@ -116,6 +116,17 @@ impl Segment {
         match &self.body {
             Body::Growing(growing) => Ok(growing.chunks()[chunk].column(field)),
             Body::Sealed(sealed) => sealed.column(field),
+        }
+    }
+
+    /// The codes of a chunk's vectors, which make a look at all of them quicker, where it has some.
+    ///
+    /// # Panics
+    /// If there is no such chunk.
+    pub(crate) fn codes(&self, chunk: usize, field: &Field) -> Option<&FlatCodes> {
+        match &self.body {
+            Body::Growing(growing) => growing.chunks()[chunk].codes(field),
+            Body::Sealed(_) => None,
         }
     }
 

@@ -15,6 +15,8 @@ mod ddl;
 #[cfg(test)]
 mod graph;
 #[cfg(test)]
+mod growing;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod offline;

@@ -26,24 +26,24 @@ fn fold(
 }
 
 /// The inner product; of the shorter one's dimensions.
-pub(super) fn product(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn product(a: &[f32], b: &[f32]) -> f32 {
     let len = a.len().min(b.len());
     fold((&a[..len], &b[..len]), 0.0, |a, b| a * b, |x, y| x + y)
 }
 
 /// The sum.
-pub(super) fn sum(a: &[f32]) -> f32 {
+pub(crate) fn sum(a: &[f32]) -> f32 {
     fold((a, a), 0.0, |a, _| a, |x, y| x + y)
 }
 
 /// The largest absolute value.
-pub(super) fn largest(a: &[f32]) -> f32 {
+pub(crate) fn largest(a: &[f32]) -> f32 {
     fold((a, a), 0.0, |a, _| a.abs(), f32::max)
 }
 
 /// The nearest integer of a number below 2²²; of others, any.
 #[inline(always)]
-pub(super) fn rounded(x: f32) -> i32 {
+pub(crate) fn rounded(x: f32) -> i32 {
     (x + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits()).cast_signed()
 }
 
