@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Level, available};
+use super::Level;
 use crate::Error;
 
 /// The sums of 64 rows.
@@ -49,16 +49,7 @@ pub fn row_of(bit: usize) -> usize {
 /// # Errors
 /// [`Error::Unsupported`] if the machine lacks them.
 pub fn levels_at(level: Level) -> Result<LevelKernel, Error> {
-    available(level)?;
-    Ok(match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => x86::AVX2,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => x86::AVX512,
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => SCALAR,
-        Level::Scalar | Level::Neon => SCALAR,
-    })
+    Ok(at_level!(level, SCALAR, x86::AVX2, x86::AVX512))
 }
 
 /// The best [`LevelKernel`] of this machine.

@@ -8,6 +8,22 @@
 //! This module knows numbers. It does not know rows, masks or indexes.
 #![expect(unsafe_code, reason = "vector instructions; nothing else in this crate needs it")]
 
+/// What there is for `level`, where only x86 has more than the reference.
+macro_rules! at_level {
+    ($level:expr, $scalar:expr, $avx2:expr, $avx512:expr) => {{
+        crate::kernel::available($level)?;
+        match $level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => $avx2,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => $avx512,
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 | Level::Avx512 => $scalar,
+            Level::Scalar | Level::Neon => $scalar,
+        }
+    }};
+}
+
 #[macro_use]
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod lanes;
@@ -179,16 +195,7 @@ pub struct CodeKernel {
 /// # Errors
 /// [`Error::Unsupported`] if the machine lacks the instructions.
 pub fn code_dot_at(level: Level) -> Result<CodeKernel, Error> {
-    available(level)?;
-    Ok(match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => CodeKernel { one: x86::avx2_code_dot, picked: x86::avx2_code_dots },
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => CodeKernel { one: x86::avx512_code_dot, picked: x86::avx512_code_dots },
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => scalar::CODES,
-        Level::Scalar | Level::Neon => scalar::CODES,
-    })
+    Ok(at_level!(level, scalar::CODES, x86::AVX2_CODES, x86::AVX512_CODES))
 }
 
 /// The best [`CodeKernel`] of this machine.
@@ -209,16 +216,7 @@ fn available(level: Level) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Unsupported`] if the machine lacks the instructions.
 pub fn select_at(level: Level) -> Result<Select, Error> {
-    available(level)?;
-    Ok(match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => x86::avx2_select,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => x86::avx512_select,
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => scalar::select,
-        Level::Scalar | Level::Neon => scalar::select,
-    })
+    Ok(at_level!(level, scalar::select, x86::avx2_select, x86::avx512_select))
 }
 
 /// The best [`Select`] function of this machine.

@@ -1,7 +1,7 @@
 //! Products of a query with rows of four bits per dimension, which a walk looks at first: half
 //! the bytes of a code, and bytes are what a walk waits for.
 
-use super::{Level, Picked, Step, available};
+use super::{Level, Picked, Step};
 use crate::Error;
 
 /// Dimensions in a cache line: byte `i` has dimension `i` in its lower half, `64 + i` in its upper.
@@ -26,16 +26,7 @@ pub struct NibbleKernel {
 /// # Errors
 /// [`Error::Unsupported`] if the machine lacks the instructions.
 pub fn nibble_dot_at(level: Level) -> Result<NibbleKernel, Error> {
-    available(level)?;
-    Ok(match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => x86::AVX2,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => x86::AVX512,
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => SCALAR,
-        Level::Scalar | Level::Neon => SCALAR,
-    })
+    Ok(at_level!(level, SCALAR, x86::AVX2, x86::AVX512))
 }
 
 /// The best [`NibbleKernel`] of this machine.

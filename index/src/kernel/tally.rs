@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Level, available, row_of};
+use super::{Level, row_of};
 use crate::Error;
 
 /// The tallies of 64 rows.
@@ -35,16 +35,7 @@ pub struct TallyKernel {
 /// # Errors
 /// [`Error::Unsupported`] if the machine lacks them.
 pub fn tallies_at(level: Level) -> Result<TallyKernel, Error> {
-    available(level)?;
-    Ok(match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => x86::AVX2,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => x86::AVX512,
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => SCALAR,
-        Level::Scalar | Level::Neon => SCALAR,
-    })
+    Ok(at_level!(level, SCALAR, x86::AVX2, x86::AVX512))
 }
 
 /// The best [`TallyKernel`] of this machine.

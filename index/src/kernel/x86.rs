@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::tiles::{Panels, TILE_ROWS};
-use super::{BYTES_AHEAD, Kernel, Picked, Step, scalar};
+use super::{BYTES_AHEAD, CodeKernel, Kernel, Picked, Step, scalar};
 use crate::{Elem, Metric};
 
 pub(super) fn has_avx2() -> bool {
@@ -535,8 +535,14 @@ pub(super) fn avx2_select(scores: &[f32], floor: f32, out: &mut [u64]) {
     unsafe { select(scores, floor, out) }
 }
 
+/// Only to be handed out where [`has_avx2`].
+pub(super) const AVX2_CODES: CodeKernel = CodeKernel { one: avx2_code_dot, picked: avx2_code_dots };
+/// Only to be handed out where [`has_avx512`].
+pub(super) const AVX512_CODES: CodeKernel =
+    CodeKernel { one: avx512_code_dot, picked: avx512_code_dots };
+
 /// Only to be called where [`has_avx512`].
-pub(super) fn avx512_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
+fn avx512_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     #[target_feature(enable = "avx512f,avx512vnni")]
     #[inline]
     fn add(sum: __m512i, code: &[u8; 64], plane: &Step) -> __m512i {
@@ -571,7 +577,7 @@ pub(super) fn avx512_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
 }
 
 /// Only to be called where [`has_avx512`].
-pub(super) fn avx512_code_dots(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]) {
+fn avx512_code_dots(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]) {
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn dots(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]) {
         let steps = high.len();
@@ -625,12 +631,12 @@ pub(super) fn totals([a, b, c, d]: [__m512i; 4]) -> [i32; 4] {
 }
 
 /// Only to be called where [`has_avx2`].
-pub(super) fn avx2_code_dots(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]) {
+fn avx2_code_dots(high: &[Step], low: &[Step], codes: Picked<'_>, out: &mut [f32]) {
     codes.each(out, |code| avx2_code_dot(high, low, code.as_flattened()));
 }
 
 /// Only to be called where [`has_avx2`].
-pub(super) fn avx2_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
+fn avx2_code_dot(high: &[Step], low: &[Step], code: &[u8]) -> f32 {
     #[target_feature(enable = "avx2")]
     #[inline]
     fn add(sum: __m256i, code: __m256i, plane: &[u8; 32]) -> __m256i {
