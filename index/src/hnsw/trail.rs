@@ -123,9 +123,11 @@ impl Trail {
             if allowed.contains(here) {
                 found.push(here);
             }
-            let fresh = around.look(rows, |row| graph.base(row), here, &mut self.seen, fresh);
+            fresh.clear();
+            around.look(rows, |row| graph.base(row), here, &mut self.seen, fresh);
             let scores = space.score_all(target, fresh, scores);
-            let met = scores.iter().zip(fresh).map(|(score, row)| Met { score: *score, row: *row });
+            let met =
+                scores.iter().zip(&*fresh).map(|(score, row)| Met { score: *score, row: *row });
             self.open.extend(met);
             if let Some(next) = self.open.peek() {
                 kernel::prefetch(graph.base(next.row), LINES_OF_LINKS);

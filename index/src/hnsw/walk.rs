@@ -9,6 +9,9 @@ use crate::{Cancel, Error, Row, RowMask};
 pub(super) const LINES_OF_LINKS: usize = 2;
 /// 256 expansions between looks at the clock: well below a millisecond.
 pub(super) const EXPANSIONS_PER_CHECK: usize = 256;
+/// Rows expanded together: those around them are waited for once, not one lot after the other. What
+/// the second shows that the first would have kept from being expanded costs little, and is seen.
+const EXPANDED_AT_ONCE: usize = 2;
 
 /// A row of the beam.
 #[derive(Debug, Clone, Copy)]
@@ -93,15 +96,12 @@ impl Seen {
         new
     }
 
-    /// Puts those of `links` that were not seen before first into `fresh`, and returns them. Ends
-    /// at a link that leads out of the rows. Half of them were seen, which no branch predictor
-    /// could tell.
+    /// Adds those of `links` to `fresh` that were not seen before. Ends at a link that leads out of
+    /// the rows. Half of them were seen, which no branch predictor could tell.
     #[inline]
-    fn insert_all<'a>(&mut self, links: &[Row], fresh: &'a mut Vec<Row>) -> &'a [Row] {
-        if fresh.len() < links.len() {
-            fresh.resize(links.len(), 0);
-        }
-        let mut count = 0;
+    fn insert_all(&mut self, links: &[Row], fresh: &mut Vec<Row>) {
+        let mut count = fresh.len();
+        fresh.resize(count + links.len(), 0);
         for &row in links {
             let Some(word) = self.words.get_mut(row as usize / 64) else { break };
             let bit = 1 << (row % 64);
@@ -109,7 +109,7 @@ impl Seen {
             count += usize::from(*word & bit == 0);
             *word |= bit;
         }
-        &fresh[..count]
+        fresh.truncate(count);
     }
 
     /// Bytes of heap.
@@ -146,23 +146,22 @@ pub(super) enum Around<'a> {
 }
 
 impl Around<'_> {
-    /// The rows around `here` that were not `seen` before, which then are; `list` gives the links of
-    /// each of the `rows`.
+    /// Adds the rows around `here` to `fresh` that were not `seen` before, which then are; `list`
+    /// gives the links of each of the `rows`.
     #[inline]
-    pub(super) fn look<'a, 'g>(
+    pub(super) fn look<'g>(
         self,
         rows: usize,
         list: impl Fn(Row) -> &'g [Row],
         here: Row,
         seen: &mut Seen,
-        fresh: &'a mut Vec<Row>,
-    ) -> &'a [Row] {
+        fresh: &mut Vec<Row>,
+    ) {
         let Self::AllowedWithinTwo(allowed) = self else {
             return seen.insert_all(list(here), fresh);
         };
         let links = |row: Row| valid(list(row), rows);
-        fresh.clear();
-        let enough = list(here).len();
+        let enough = fresh.len() + list(here).len();
         let is_allowed = |row: &Row| allowed.contains(*row);
         fresh.extend(links(here).filter(is_allowed).filter(|row| seen.insert(*row)));
         for through in links(here).filter(|row| !allowed.contains(*row)) {
@@ -176,7 +175,6 @@ impl Around<'_> {
             let behind = links(through).filter(is_allowed);
             fresh.extend(behind.filter(|row| seen.insert(*row)));
         }
-        fresh
     }
 }
 
@@ -215,7 +213,8 @@ pub(super) fn descend(
 }
 
 /// Beam search on one layer (0 is the lowest) from `starts`, for `scratch.target` (Malkov &
-/// Yashunin 2016, algorithm 2). The beam is left in `scratch`.
+/// Yashunin 2016, algorithm 2, but for a few rows that are expanded together). The beam is left in
+/// `scratch`.
 ///
 /// # Errors
 /// [`Error::Cancelled`].
@@ -243,16 +242,24 @@ pub(super) fn walk(
         None => graph.base(row),
         Some(upper) => graph.upper(upper, row),
     };
-    for expansion in 1usize.. {
-        let Some(here) = beam.expand() else { break };
-        if expansion.is_multiple_of(EXPANSIONS_PER_CHECK) {
+    for round in 1usize.. {
+        if round.is_multiple_of(EXPANSIONS_PER_CHECK / EXPANDED_AT_ONCE) {
             cancel.check()?;
         }
-        // Most often the next one to be expanded.
-        if let (0, Some(row)) = (layer, beam.upcoming()) {
-            kernel::prefetch(graph.base(row), LINES_OF_LINKS);
+        fresh.clear();
+        let mut is_over = true;
+        for _ in 0..EXPANDED_AT_ONCE {
+            let Some(here) = beam.expand() else { break };
+            // Most often the next one to be expanded.
+            if let (0, Some(row)) = (layer, beam.upcoming()) {
+                kernel::prefetch(graph.base(row), LINES_OF_LINKS);
+            }
+            around.look(rows, list, here, seen, fresh);
+            is_over = false;
         }
-        let fresh = around.look(rows, list, here, seen, fresh);
+        if is_over {
+            break;
+        }
         for (row, score) in fresh.iter().zip(space.score_all(target, fresh, scores)) {
             if beam.offer(*row, *score) && layer == 0 {
                 kernel::prefetch(graph.base(*row), LINES_OF_LINKS);
