@@ -508,6 +508,13 @@ fn build(
         Err(Error::Search(elanus_index::Error::Cancelled)) => return Ok(()),
         written => written?,
     };
+    let index = match sealed.open_index(written.clone(), field) {
+        Ok(index) => index,
+        Err(error) => {
+            remove_files(core, collection, &[file]);
+            return Err(error);
+        }
+    };
 
     let mut guard = collection.manifests();
     let manifests = match open_manifests(collection, &mut guard) {
@@ -517,9 +524,9 @@ fn build(
             return gone_or_unwanted.map(drop);
         }
     };
-    let edit = Edit { indexes: vec![(task.segment, written.clone())], ..Edit::default() };
+    let edit = Edit { indexes: vec![(task.segment, written)], ..Edit::default() };
     manifests.commit(edit, core.clock.now())?;
-    sealed.put_index(&written);
+    sealed.put_index(index);
     let ms = core.clock.now().millis().saturating_sub(began.millis());
     let Task { segment, field, kind } = task;
     let (rows, seeded) = (sealed.rows(), seed.is_some());
@@ -527,7 +534,7 @@ fn build(
     Ok(())
 }
 
-/// Asks for the upkeep of one collection.
+/// Asks for the upkeep of one collection, and for what its indexes need.
 #[derive(Debug)]
 struct IndexRepair {
     /// Segments may outlive the engine.
@@ -554,6 +561,12 @@ impl Repair for IndexRepair {
         let collection = core.collection(self.collection)?;
         let is_mapped = collection.info().is_index_mapped(&field.name);
         if is_mapped { None } else { core.budget.admit_index(bytes) }
+    }
+
+    fn in_background(&self, work: Box<dyn FnOnce() + Send>) {
+        if let Some(core) = self.core.upgrade() {
+            core.jobs.upkeep(work);
+        }
     }
 }
 

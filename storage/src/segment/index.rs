@@ -2,7 +2,8 @@
 //!
 //! An index holds nothing that the rows do not say, so one that is damaged or missing is no
 //! error: it is put aside, searches look at the rows, and upkeep builds it anew. A file is opened
-//! when it is first needed; its sections are verified then and, but for graphs that there is memory for, read in place.
+//! when it is first needed; its sections are verified then and read in place. A graph that there is
+//! memory for is copied there in the background, and then searched there.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,8 +11,8 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use arrow_array::{Array, ArrayRef, LargeBinaryArray};
 use elanus_index::{
-    Cancel, Elem, HnswIndex, HnswParams, Progress, Row, Seed, SparseIndex, SparseRow, SparseScan,
-    TermIndex, VectorIndex, Vectors,
+    Cancel, Elem, HnswIndex, HnswParams, Metric, Progress, Row, Seed, SparseIndex, SparseRow,
+    SparseScan, TermIndex, VectorIndex, Vectors,
 };
 
 use super::sealed::Repair;
@@ -31,8 +32,8 @@ pub(crate) struct Index {
     file: Published,
     /// `None` once it turned out to be damaged.
     opened: OnceLock<Option<Opened>>,
-    /// What it takes of the node's memory, if it is not mapped.
-    memory: OnceLock<Held>,
+    /// The graph in memory, which then answers, and what it takes of the node's.
+    in_memory: OnceLock<(Arc<HnswIndex>, Held)>,
 }
 
 /// An open index.
@@ -46,7 +47,7 @@ enum Opened {
 impl Index {
     pub(super) fn new(dir: &Published, entry: IndexFile) -> Self {
         let file = dir.file(&entry.sections.file);
-        Self { entry, file, opened: OnceLock::new(), memory: OnceLock::new() }
+        Self { entry, file, opened: OnceLock::new(), in_memory: OnceLock::new() }
     }
 
     pub(crate) fn field(&self) -> i64 {
@@ -76,20 +77,24 @@ impl Index {
     /// # Errors
     /// Only the first time: why the index is not usable. `None` from then on.
     pub(super) fn open_vectors(
-        &self,
+        self: &Arc<Self>,
         rows: usize,
         field: &Field,
         column: &ArrayRef,
-        owner: &dyn Repair,
+        owner: &Arc<dyn Repair>,
     ) -> Result<Option<Arc<dyn VectorIndex>>, Error> {
+        if let Some((graph, _)) = self.in_memory.get() {
+            return Ok(Some(Arc::clone(graph) as Arc<dyn VectorIndex>));
+        }
         let opened = self.open(rows, |sections| match &self.entry.kind {
             IndexKind::SparseInverted => {
                 let index = SparseIndex::open(&sections, sparse_rows(column)?)?;
                 Ok(Opened::Sparse(Arc::new(index)))
             }
             IndexKind::Hnsw(graph) => {
-                let sections = self.in_memory(sections, field, owner);
-                let index = HnswIndex::open(&sections, vectors(field, column)?, graph.metric)?;
+                let vectors = vectors(field, column)?;
+                let index = HnswIndex::open(&sections, vectors.clone(), graph.metric)?;
+                self.copy_later(sections, vectors, graph.metric, field, owner);
                 Ok(Opened::Graph(Arc::new(index)))
             }
             IndexKind::Terms(_) => Err(of_another_kind()),
@@ -106,16 +111,18 @@ impl Index {
     /// # Errors
     /// As [`Index::open_vectors`].
     pub(super) fn open_graph(
-        &self,
+        self: &Arc<Self>,
         rows: usize,
         field: &Field,
         column: &ArrayRef,
-        owner: &dyn Repair,
+        owner: &Arc<dyn Repair>,
     ) -> Result<Option<Arc<HnswIndex>>, Error> {
         self.open_vectors(rows, field, column, owner)?;
-        Ok(match self.opened.get() {
-            Some(Some(Opened::Graph(graph))) => Some(Arc::clone(graph)),
-            Some(Some(Opened::Sparse(_) | Opened::Terms(_)) | None) | None => None,
+        Ok(match (self.in_memory.get(), self.opened.get()) {
+            (Some((graph, _)), _) | (None, Some(Some(Opened::Graph(graph)))) => {
+                Some(Arc::clone(graph))
+            }
+            (None, Some(Some(Opened::Sparse(_) | Opened::Terms(_)) | None) | None) => None,
         })
     }
 
@@ -174,26 +181,32 @@ impl Index {
         sections.verified()
     }
 
-    /// The sections in huge pages, which mapped files do not get, if the node has room for them: a
-    /// walk is then a tenth quicker.
-    fn in_memory(
-        &self,
+    /// Has the sections copied to huge pages, which mapped files do not get, if the node has room for
+    /// them: a walk is then a tenth quicker. To clear such pages may take a virtual machine seconds,
+    /// so nobody waits for that.
+    fn copy_later(
+        self: &Arc<Self>,
         sections: VerifiedSections,
+        vectors: Vectors,
+        metric: Metric,
         field: &Field,
-        owner: &dyn Repair,
-    ) -> VerifiedSections {
-        let Some(held) = owner.admit_index(field, sections.bytes()) else { return sections };
-        match sections.in_memory() {
-            Ok(copied) => {
-                // Set once, as this is called once.
-                let _ = self.memory.set(held);
-                copied
+        owner: &Arc<dyn Repair>,
+    ) {
+        let (index, field) = (Arc::downgrade(self), field.clone());
+        let owner_then = Arc::clone(owner);
+        owner.in_background(Box::new(move || {
+            let Some(index) = index.upgrade() else { return };
+            let Some(held) = owner_then.admit_index(&field, sections.bytes()) else { return };
+            let copied = (sections.in_memory()).map_err(|error| Error::io(index.file.path(), error));
+            let copied = copied.and_then(|s| Ok(HnswIndex::open(&s, vectors, metric)?));
+            match copied {
+                // Set once, as it is opened once.
+                Ok(graph) => drop(index.in_memory.set((Arc::new(graph), held))),
+                Err(error) => {
+                    tracing::warn!(%error, field = field.id, "no memory for an index; it stays mapped");
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, field = field.id, "no memory for an index; it stays mapped");
-                sections
-            }
-        }
+        }));
     }
 }
 

@@ -57,6 +57,8 @@ pub(crate) trait Repair: Send + Sync + std::fmt::Debug {
     fn admit_index(&self, _field: &Field, _bytes: usize) -> Option<Held> {
         None
     }
+    /// Does some work that nobody waits for, soon or never.
+    fn in_background(&self, _work: Box<dyn FnOnce() + Send>) {}
 }
 
 /// A sealed segment, open.
@@ -292,7 +294,7 @@ impl SealedSegment {
         let index = indexes.iter().filter(|index| index.field() == field.id).find(answers)?;
         // Whoever reads the rows instead is told that they are damaged.
         let column = self.column(field).ok()?;
-        self.usable(field, index.open_vectors(self.rows, field, &column, &*self.repair))
+        self.usable(field, index.open_vectors(self.rows, field, &column, &self.repair))
     }
 
     /// The graph of a kind over a field, if there is one and it is sound.
@@ -300,7 +302,7 @@ impl SealedSegment {
         let indexes = self.indexes.load();
         let index = indexes.iter().find(|i| i.field() == field.id && i.kind() == kind)?;
         let column = self.column(field).ok()?;
-        self.usable(field, index.open_graph(self.rows, field, &column, &*self.repair))
+        self.usable(field, index.open_graph(self.rows, field, &column, &self.repair))
     }
 
     /// Whether it has a graph over any field.
@@ -378,21 +380,32 @@ impl SealedSegment {
     }
 
     /// Verifies an index of this segment as a search would open it.
-    pub(crate) fn check_index(&self, index: &Index, field: &Field) -> Result<(), Error> {
+    pub(crate) fn check_index(&self, index: &Arc<Index>, field: &Field) -> Result<(), Error> {
         match index.kind() {
             IndexKind::Terms(_) => index.open_terms(self.rows).map(drop),
             IndexKind::SparseInverted | IndexKind::Hnsw(_) => {
                 let column = self.column(field)?;
-                index.open_vectors(self.rows, field, &column, &*self.repair).map(drop)
+                index.open_vectors(self.rows, field, &column, &self.repair).map(drop)
             }
         }
     }
 
+    /// Opens an index over a field that was written, to be [put](SealedSegment::put_index): no search
+    /// then waits for that.
+    ///
+    /// # Errors
+    /// Why it is not usable.
+    pub(crate) fn open_index(&self, entry: IndexFile, field: &Field) -> Result<Arc<Index>, Error> {
+        let index = Arc::new(Index::new(&self.dir, entry));
+        self.check_index(&index, field)?;
+        Ok(index)
+    }
+
     /// Puts an index in the place of the same one, if there is one, whose file goes with its last
     /// reader. Only the one job that keeps the indexes of this collection calls this.
-    pub(crate) fn put_index(&self, entry: &IndexFile) {
-        let index = Arc::new(Index::new(&self.dir, entry.clone()));
-        self.indexes.replace(|old| old.entry().is_same(entry), Some(index));
+    pub(crate) fn put_index(&self, index: Arc<Index>) {
+        let entry = index.entry().clone();
+        self.indexes.replace(|old| old.entry().is_same(&entry), Some(index));
     }
 
     /// Takes an index away; its file goes with its last reader.

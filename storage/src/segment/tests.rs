@@ -1,8 +1,8 @@
 //! Sealing and opening: what comes back, in which order, and what damage does.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, RecordBatch};
@@ -17,7 +17,8 @@ use super::sealed::{Repair, SealedSegment};
 use super::testing::{NoScratch, every_type, field, rows, schema};
 use super::*;
 use crate::blobs::{Blobs, Published};
-use crate::catalog::TermsDef;
+use crate::budget::{Budget, Held};
+use crate::catalog::{GraphDef, TermsDef};
 use crate::disk::LocalDisk;
 use crate::manifest::{IndexKind, SegmentEntry};
 use crate::schema::{DataType, Schema, Value};
@@ -296,12 +297,82 @@ fn the_sparse_index_answers_and_its_loss_is_reported_once() {
     let place = (&files.blobs, "data/7", "again.idx");
     let progress = elanus_index::Progress::default();
     let again = index::write(place, &kind, terms, &column, 0, None, (&progress, &cancel)).unwrap();
-    sealed.put_index(&again);
+    sealed.put_index(sealed.open_index(again.clone(), terms).unwrap());
     assert!(!path.exists(), "nobody needs the damaged file any more");
     assert!(sealed.index(terms, Metric::Ip, true).is_some());
     sealed.drop_index(&again);
     assert!(sealed.index(terms, Metric::Ip, true).is_none());
     assert!(!files.path("again.idx").exists());
+}
+
+/// Has memory for indexes, and keeps what it is asked to do in the background.
+struct Roomy {
+    budget: Arc<Budget>,
+    waiting: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Roomy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Roomy").finish_non_exhaustive()
+    }
+}
+
+impl Repair for Roomy {
+    fn index_is_damaged(&self) {
+        panic!("it is sound");
+    }
+
+    fn admit_index(&self, _field: &Field, bytes: usize) -> Option<Held> {
+        self.budget.admit_index(bytes)
+    }
+
+    fn in_background(&self, work: Box<dyn FnOnce() + Send>) {
+        self.waiting.lock().unwrap().push(work);
+    }
+}
+
+#[test]
+fn a_graph_answers_from_its_file_until_its_copy_is_in_memory() {
+    let files = Files::new();
+    let schema = schema(vec![
+        Field { primary_key: true, nullable: false, ..field("id", DataType::Int64) },
+        Field { nullable: false, ..field("vector", DataType::FloatVector { dim: 4 }) },
+    ]);
+    let segment = growing(vec![rows(&schema, 300, 0)], DeleteMask::default());
+    let entry = files.seal(&schema, &segment, Ts::ZERO);
+    let (vector, never) = (schema.field("vector").unwrap(), elanus_index::Cancel::never());
+    for limit in [1 << 20, 1 << 10] {
+        let owner = Arc::new(Roomy { budget: Budget::new(limit), waiting: Mutex::default() });
+        let repair = Arc::clone(&owner) as Arc<dyn Repair>;
+        let sealed = SealedSegment::open(&files.dir, &schema, &entry, repair).unwrap();
+        let column = sealed.column(vector).unwrap();
+        let graph = GraphDef { metric: Metric::L2, m: 8, ef_construction: 40 };
+        let kind = IndexKind::Hnsw(graph);
+        let progress = elanus_index::Progress::default();
+        let place = (&files.blobs, "data/7", "graph.idx");
+        let built = index::write(place, &kind, vector, &column, 0, None, (&progress, &never));
+        sealed.put_index(sealed.open_index(built.unwrap(), vector).unwrap());
+        let vectors = index::vectors(vector, &column).unwrap();
+        let search = || {
+            let index = sealed.index(vector, Metric::L2, false).unwrap();
+            let query = Query::Dense(vectors.row(7));
+            let params = SearchParams { k: 5, ..SearchParams::default() };
+            index.search(&query, &params, &RowMask::all(300), &never).unwrap()
+        };
+        let graph = || sealed.graph(vector, &kind).unwrap();
+        let (hits, mapped) = (search(), graph());
+        assert_eq!((hits.len(), owner.budget.now().indexes), (5, 0));
+        let waiting = std::mem::take(&mut *owner.waiting.lock().unwrap());
+        assert_eq!(waiting.len(), 1, "asked once");
+        waiting.into_iter().for_each(|work| work());
+        let has_room = limit == 1 << 20;
+        assert_eq!(Arc::ptr_eq(&mapped, &graph()), !has_room);
+        assert_eq!(owner.budget.now().indexes > 300 * 64, has_room);
+        assert_eq!(search(), hits);
+        assert!(owner.waiting.lock().unwrap().is_empty());
+        drop((mapped, sealed));
+        assert_eq!(owner.budget.now().indexes, 0, "given back with the segment");
+    }
 }
 
 #[test]

@@ -37,14 +37,6 @@ pub(crate) async fn compact(engine: &Engine, collection: &Collection) -> Compact
     }
 }
 
-async fn eventually(mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < deadline, "it never came to hold");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
 async fn insert(collection: &Collection, pairs: impl Iterator<Item = (i64, i64)>) {
     let p = partition(collection, "_default");
     collection.insert(p, rows(&pairs.collect::<Vec<_>>())).await.unwrap();

@@ -190,7 +190,7 @@ async fn a_sealed_segment_gets_a_graph_that_finds_what_a_scan_finds() {
     assert_eq!(search(&collection, 7, &Ask { k: 3_000, ..Ask::default() }).len(), 2_999);
 
     // A restart opens the same file, which is now to stay mapped.
-    assert!(engine.memory().indexes > 0, "a graph is read into memory");
+    eventually(|| engine.memory().indexes > 0).await;
     let mapped = vec![("mmap.enabled".into(), "true".into())];
     engine.alter_index(DEFAULT_DB, "items", &index.name, mapped, Vec::new()).await.unwrap();
     engine.shutdown().await;
@@ -207,26 +207,26 @@ async fn a_sealed_segment_gets_a_graph_that_finds_what_a_scan_finds() {
 async fn the_memory_of_a_graph_comes_back_with_its_collection_and_is_not_taken_where_it_lacks() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, collection) = with_graph(dir.path()).await;
-    // Models have it all.
-    let limit = engine.memory().limit;
-    engine.set_other_memory(limit / 3);
-    assert!(recall(&collection, None) > 0.97);
-    assert_eq!(engine.memory().indexes, 0);
-    engine.set_other_memory(0);
+    eventually(|| engine.memory().indexes > 0).await;
     engine.shutdown().await;
+    drop((engine, collection));
+
+    // Models have it all.
+    let engine = Engine::open(graph_options(dir.path())).await.unwrap();
+    let collection = find(&engine, "items");
+    engine.set_other_memory(engine.memory().limit / 3);
+    assert!(recall(&collection, None) > 0.97);
+    engine.shutdown().await;
+    assert_eq!(engine.memory().indexes, 0);
     drop((engine, collection));
 
     let engine = Engine::open(graph_options(dir.path())).await.unwrap();
     let collection = find(&engine, "items");
     assert!(recall(&collection, None) > 0.97);
-    assert!(engine.memory().indexes > 0);
+    eventually(|| engine.memory().indexes > 0).await;
     engine.drop_collection(DEFAULT_DB, "items").await.unwrap();
     drop(collection);
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while engine.memory().indexes > 0 {
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually(|| engine.memory().indexes == 0).await;
 }
 
 #[tokio::test]
