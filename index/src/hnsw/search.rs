@@ -50,6 +50,8 @@ const WIDER_BY: usize = 2;
 /// Of what was found by half bytes, so many times as many rows as will be scored exactly are scored
 /// on their codes.
 const REFINED: usize = 4;
+/// An exact row takes as long as so many codes.
+const CODES_PER_ROW: usize = 4;
 /// 4,096 rows between looks at the clock while codes are scanned, and in hand at once.
 const ROWS_PER_CHECK: usize = 4096;
 /// How much wider a beam is made that did not reach far enough.
@@ -229,10 +231,14 @@ impl HnswIndex {
         width.saturating_add(width / WIDER_SHARE + WIDER_BY).max(wanted)
     }
 
-    /// The best `wanted` of what was found, best first: by codes, if it was found by half bytes.
+    /// The best `wanted` of what was found, best first: by codes, if it was found by half bytes. More,
+    /// as they are, where it takes longer to tell which these are than to score them all exactly.
     fn refined(&self, mut found: Vec<Row>, wanted: usize, scratch: &mut Scratch) -> Vec<Row> {
         if scratch.target.refine() {
             found.truncate(wanted.saturating_mul(REFINED));
+            if found.len().saturating_sub(wanted) * CODES_PER_ROW <= found.len() {
+                return found;
+            }
             let scores = self.space.score_all(&scratch.target, &found, &mut scratch.scores);
             let hit = |(row, score): (&Row, &f32)| Hit { row: *row, score: *score };
             let mut scored = Vec::from_iter(found.iter().zip(scores).map(hit));
