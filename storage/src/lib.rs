@@ -60,7 +60,7 @@ pub use error::Error;
 pub use huge_pages::in_huge_pages;
 pub use iterate::Iteration;
 pub use keys::{Key, KeyRef, Keys};
-pub use pools::{Kind, Pools, share_out};
+pub use pools::{Kind, Pools, share_out, share_out_owned};
 pub use refill::{RefillProgress, Unfilled};
 pub use schema::Schema;
 pub use search::{AnnQuery, Found, Scope, Selection};

@@ -5,20 +5,20 @@
 //! search and a burst of searches delays no insert.
 //!
 //! To wake a thread costs more than most searches, which are one walk over one graph. So a search
-//! that is alone, and of a [`Kind`] that was always over soon, stays on the thread that asks for it;
-//! others wait for threads that only run searches, and [`share_out`] gives to a pool that shares work,
+//! that is alone, and of a [`Kind`] that was always over soon, stays on the thread that asks for it,
+//! with help for its legs if that comes in time; others wait for threads that only run searches, and [`share_out`] gives to a pool that shares work,
 //! and wakes a thread for every job to see whether there is something to share, what has parts and
 //! takes long.
 
 mod pace;
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Sender, unbounded};
+use crossbeam::channel::{Sender, bounded, unbounded};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
@@ -26,9 +26,9 @@ use crate::Error;
 pub use pace::Kind;
 use pace::Paces;
 
-/// What is short keeps a thread of the network at most for as long as some wakes of another take, and
-/// is not shared out.
-const SHORT: Duration = Duration::from_micros(400);
+/// What is short keeps a thread of the network at most for this time, in which another could be woken a
+/// few times, and is shared out only as [`share_out_owned`] does.
+const SHORT: Duration = Duration::from_micros(600);
 
 /// So many searches in a row must have been alone for the next to be taken for one that will be.
 const ALONE: usize = 32;
@@ -37,6 +37,8 @@ const ALONE: usize = 32;
 #[derive(Debug)]
 pub struct Pools {
     search: Sender<Job>,
+    /// Whether there is more than one processor for searches.
+    can_help: bool,
     /// Searches that run or wait.
     searches: Arc<AtomicUsize>,
     /// How many in a row were alone.
@@ -56,6 +58,8 @@ struct Job {
 thread_local! {
     /// Who shares the work of the search that this thread runs, if anybody does.
     static SHARERS: RefCell<Option<Arc<ThreadPool>>> = const { RefCell::new(None) };
+    /// Who may help with the search that this thread runs for its own request, if it runs one.
+    static HELPERS: RefCell<Option<Sender<Job>>> = const { RefCell::new(None) };
     /// Nanoseconds that sharers worked for this thread, less those that it waited for them.
     static BY_OTHERS: Cell<i64> = const { Cell::new(0) };
 }
@@ -96,6 +100,48 @@ pub fn share_out<T: Send, E: Send>(
     }
 }
 
+/// As [`share_out`], of a few parts that take about as long as it takes to wake a thread, and own what
+/// they read: where a search runs on the thread of its request, it has one of those for searches
+/// woken, and does itself what that one has not begun by then.
+///
+/// # Errors
+/// Whatever the work reports.
+pub fn share_out_owned<T: Send + 'static, E: Send + 'static>(
+    count: usize,
+    work: impl Fn(usize) -> Result<T, E> + Sync + Send + 'static,
+) -> Result<Vec<T>, E> {
+    let helpers = HELPERS.with_borrow(Clone::clone).filter(|_| count > 1);
+    let Some(helpers) = helpers else { return share_out(count, work) };
+    let work = Arc::new(work);
+    let begun: Arc<[AtomicBool]> = (0..count).map(|_| AtomicBool::new(false)).collect();
+    let begin = |begun: &[AtomicBool], part: usize| !begun[part].swap(true, Ordering::Relaxed);
+    let (done, by_helper) = bounded(count);
+    let (its_work, its_begun) = (Arc::clone(&work), Arc::clone(&begun));
+    let help = move || {
+        for part in (0..count).filter(|part| begin(&its_begun, *part)) {
+            let outcome = catch_unwind(AssertUnwindSafe(|| its_work(part)));
+            // It may have failed meanwhile.
+            let _ = done.send((part, outcome));
+        }
+    };
+    // Their threads live as long as the pools.
+    let _ = helpers.send(Job { run: Box::new(help), shared: false });
+    let mut parts: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    // From the other end, so that both rarely want the same one.
+    for part in (0..count).rev().filter(|part| begin(&begun, *part)) {
+        parts[part] = Some(work(part)?);
+    }
+    while parts.iter().any(Option::is_none) {
+        match by_helper.recv() {
+            Ok((part, Ok(outcome))) => parts[part] = Some(outcome?),
+            Ok((_, Err(panic))) => resume_unwind(panic),
+            // It sends all that it began.
+            Err(gone) => resume_unwind(Box::new(gone.to_string())),
+        }
+    }
+    Ok(parts.into_iter().flatten().collect())
+}
+
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -117,6 +163,7 @@ impl Pools {
                 .map_err(|error| failed(name, &error))
         };
         let sharers = Arc::new(pool("share", search_threads)?);
+        let can_help = sharers.current_num_threads() > 1;
         let (search, jobs) = unbounded::<Job>();
         for i in 0..sharers.current_num_threads() {
             let (sharers, jobs) = (Arc::clone(&sharers), jobs.clone());
@@ -134,6 +181,7 @@ impl Pools {
         }
         Ok(Self {
             search,
+            can_help,
             searches: Arc::default(),
             alone: AtomicUsize::new(0),
             paces: Arc::default(),
@@ -176,7 +224,11 @@ impl Pools {
             outcome
         };
         if is_short && is_alone && alone >= ALONE {
-            return caught(work);
+            let helpers = self.can_help.then(|| self.search.clone());
+            HELPERS.set(helpers);
+            let outcome = caught(work);
+            HELPERS.set(None);
+            return outcome;
         }
         let (run, result) = with_result(work);
         // Their threads live as long as the pools.

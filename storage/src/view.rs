@@ -101,6 +101,13 @@ impl ReadView {
         Ok(visible)
     }
 
+    /// Whether rows, in ascending order of their addresses, are known to be in that of their keys, too.
+    pub fn is_in_key_order(&self, addrs: &[RowAddr]) -> bool {
+        let (Some(first), Some(last)) = (addrs.first(), addrs.last()) else { return true };
+        let segment = self.version.segments.get(first.segment as usize);
+        first.segment == last.segment && segment.is_some_and(|s| s.is_sorted_by_key())
+    }
+
     /// The segments, in the order of [`RowAddr::segment`].
     ///
     /// # Errors

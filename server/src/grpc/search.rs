@@ -384,18 +384,17 @@ impl Job {
     ) -> Result<SearchResultData, Failure> {
         let selections = self.selections()?;
         let (leg, rows) = (&self.legs[0], self.rows(embedded)?);
-        let selection = selections.of(0);
         let hits = match grouping {
             Some(grouping) => search::run_grouped(
                 &self.view,
                 leg,
                 &rows[0],
-                selection,
+                selections.of(0),
                 grouping,
                 page,
                 &self.cancel,
             )?,
-            None => search::run(&self.view, &self.legs, &rows, &selections, &self.cancel)?
+            None => search::run(&self.view, &self.legs, rows, selections, &self.cancel)?
                 .into_iter()
                 .flatten()
                 .map(|hits| page.cut(hits.into_iter().map(|hit| (hit.addr, hit.score)).collect()))
@@ -413,7 +412,7 @@ impl Job {
         let selections = self.selections()?;
         let rows = self.rows(embedded)?;
         let found = match &fusion.grouping {
-            None => search::run(&self.view, &self.legs, &rows, &selections, &self.cancel)?,
+            None => search::run(&self.view, &self.legs, rows, selections, &self.cancel)?,
             Some(by) => search::run_all_grouped(
                 &self.view,
                 &self.legs,

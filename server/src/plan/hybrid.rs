@@ -5,6 +5,8 @@
 //! that decide the ranking are fetched for them. Those of the winners are fetched once, at the
 //! end ([`crate::convert::results`]).
 
+use std::sync::Arc;
+
 use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, RecordBatch};
 use elanus_index::Metric;
@@ -56,6 +58,15 @@ pub fn candidates(
             addrs
         })
         .collect();
+    if columns.is_empty() && addrs.iter().all(|addrs| view.is_in_key_order(addrs)) {
+        let nothing = RecordBatch::new_empty(Arc::new(arrow_schema::Schema::empty()));
+        let numbered = addrs.into_iter().enumerate().map(|(query, addrs)| Candidates {
+            lists: lists(found, query, |hit| place(&addrs, hit) as Candidate),
+            columns: nothing.clone(),
+            addrs,
+        });
+        return Ok(numbered.collect());
+    }
     let mut names = vec![schema.primary().name.as_str()];
     names.extend(columns.iter().filter(|name| **name != schema.primary().name));
     names.dedup();
@@ -71,22 +82,32 @@ pub fn candidates(
         for (number, at) in (0..).zip(&order) {
             numbers[at - start] = number;
         }
-        // Every hit is among them.
-        let number = |hit: &Found| addrs.partition_point(|addr| *addr < hit.addr);
-        let list = |hits: &Vec<Found>| {
-            hits.iter().map(|hit| (numbers[number(hit)], hit.score)).collect::<Vec<_>>()
-        };
         let rows: arrow_array::UInt64Array = order.iter().map(|at| *at as u64).collect();
         let columns = arrow_select::take::take_record_batch(&batch, &rows)
             .map_err(|error| Failure::internal(error.to_string()))?;
         start += addrs.len();
         candidates.push(Candidates {
             addrs: sorted,
-            lists: found.iter().map(|leg| leg.get(query).map(list).unwrap_or_default()).collect(),
+            lists: lists(found, query, |hit| numbers[place(&addrs, hit)]),
             columns,
         });
     }
     Ok(candidates)
+}
+
+/// Where a hit is in the ascending `addrs`, of which it is one.
+fn place(addrs: &[RowAddr], hit: &Found) -> usize {
+    addrs.partition_point(|addr| *addr < hit.addr)
+}
+
+/// Per leg the hits of one query, by the numbers of their rows.
+fn lists(
+    found: &[Vec<Vec<Found>>],
+    query: usize,
+    number: impl Fn(&Found) -> Candidate,
+) -> Vec<Vec<(Candidate, f32)>> {
+    let list = |hits: &Vec<Found>| hits.iter().map(|hit| (number(hit), hit.score)).collect();
+    found.iter().map(|leg| leg.get(query).map(list).unwrap_or_default()).collect()
 }
 
 impl Candidates {

@@ -5,6 +5,7 @@
 //! search several ([`super::hybrid`]).
 
 use std::hash::Hash;
+use std::sync::Arc;
 
 use elanus_index::{Bounds, Cancel, Metric, SearchParams};
 use elanus_proto::milvus::SearchRequest;
@@ -12,6 +13,7 @@ use elanus_proto::milvus::search_request::SearchInput;
 use elanus_storage::schema::{Field, Schema};
 use elanus_storage::{
     AnnQuery, CollectionInfo, Found, Keys, ReadView, RowAddr, Scope, Selection, share_out,
+    share_out_owned,
 };
 
 use super::Params;
@@ -465,22 +467,23 @@ const MAX_ENTRIES: usize = 4 << 20;
 /// Whatever the search reports: a wrong width, a cancelled request, a damaged file.
 pub fn run(
     view: &ReadView,
-    legs: &[Leg],
-    rows: &[QueryRows],
-    selections: &Selections,
+    legs: &Arc<Vec<Leg>>,
+    rows: Vec<QueryRows>,
+    selections: Selections,
     cancel: &Cancel,
 ) -> Result<Vec<Vec<Vec<Found>>>, Failure> {
     let entries = |(at, (leg, rows)): (usize, (&Leg, &QueryRows))| {
         rows.len().saturating_mul(leg.params.k.min(selections.of(at).rows()))
     };
-    let entries = legs.iter().zip(rows).enumerate().map(entries).fold(0, usize::saturating_add);
+    let entries = legs.iter().zip(&rows).enumerate().map(entries).fold(0, usize::saturating_add);
     if entries > MAX_ENTRIES {
         return Err(Failure::invalid(format!(
             "number of result entries is too large: {entries} hits (queries x limit, of all searches) are more than {MAX_ENTRIES}; ask for fewer, or in several requests"
         )));
     }
-    share_out(legs.len(), |at| {
-        run_one(view, &legs[at], &rows[at], legs[at].params, selections.of(at), cancel)
+    let (view, legs, cancel) = (view.clone(), Arc::clone(legs), cancel.clone());
+    share_out_owned(legs.len(), move |at| {
+        run_one(&view, &legs[at], &rows[at], legs[at].params, selections.of(at), &cancel)
     })
 }
 

@@ -1,5 +1,5 @@
 use std::pin::{Pin, pin};
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -65,6 +65,44 @@ async fn a_short_search_stays_where_it_is_asked_for() {
     assert_eq!(pools_that_expect(50).search(KIND, name).await.unwrap(), here);
     let parts = pools_that_expect(50).search(KIND, || names(3)).await.unwrap();
     assert_eq!(parts, vec![here; 3]);
+}
+
+/// Two parts that wait for each other, so that the second thread has to come.
+fn both(part: impl Fn(usize) -> String + Send + Sync + 'static) -> Result<Vec<String>, Error> {
+    let together = Barrier::new(2);
+    share_out_owned(2, move |at| {
+        together.wait();
+        Ok(part(at))
+    })
+}
+
+#[tokio::test]
+async fn a_short_search_is_helped_with_what_it_owns() {
+    let names = pools_that_expect(50).search(KIND, || both(|_| name())).await.unwrap().unwrap();
+    assert!(names[0].starts_with("elanus-search-"), "{names:?}");
+    assert_eq!(names[1], name());
+    let torn = || both(|at| if at == 0 { panic!("boom {at}") } else { name() });
+    let error = pools_that_expect(50).search(KIND, torn).await.unwrap_err();
+    assert!(error.to_string().contains("boom 0"), "{error}");
+    let odd = |i| if i % 2 == 1 { Err(i) } else { Ok(i) };
+    let failed = pools_that_expect(50).search(KIND, move || share_out_owned(4, odd)).await;
+    assert!(failed.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_short_search_does_itself_what_nobody_comes_for() {
+    let pools = pools_that_expect(50);
+    let (end, wait) = unbounded::<()>();
+    for _ in 0..2 {
+        let wait = wait.clone();
+        let run = Box::new(move || {
+            let _ = wait.recv();
+        });
+        pools.search.send(Job { run, shared: false }).unwrap();
+    }
+    let names = pools.search(KIND, || share_out_owned(3, |_| Ok::<_, Error>(name()))).await;
+    assert_eq!(names.unwrap().unwrap(), vec![name(); 3]);
+    drop(end);
 }
 
 #[tokio::test]
