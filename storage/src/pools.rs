@@ -6,9 +6,9 @@
 //!
 //! To wake a thread costs more than most searches, which are one walk over one graph. So a search
 //! that is alone, and of a [`Kind`] that was always over soon, stays on the thread that asks for it,
-//! with help for its legs if that comes in time; others wait for threads that only run searches, and [`share_out`] gives to a pool that shares work,
-//! and wakes a thread for every job to see whether there is something to share, what has parts and
-//! takes long.
+//! with help for its legs if that comes in time ([`share_out_owned`]). Others wait for threads that
+//! only run searches, and [`share_out`] gives to a pool that shares work, and wakes a thread for every
+//! job to see whether there is something to share, what has parts and takes long.
 
 mod pace;
 
