@@ -166,10 +166,11 @@ def sparse(folder: Path, field: str, peers: list[str], rounds: int, absent: dict
     return {"built": built, "curves": found.rows("peer", "width")}
 
 
-def installed(wanted: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+def installed(wanted: list[str], lite: bool) -> tuple[dict[str, str], dict[str, str]]:
     """Version of each package that a wanted peer needs, and why others are absent."""
     packages = dict.fromkeys(PEERS[name].package for name in wanted)
-    packages |= {wire.LITE: None}
+    if lite:
+        packages[wire.LITE] = None
     there, absent = {}, {}
     for package in packages:
         name, version = package.split("==")
@@ -217,7 +218,7 @@ def main() -> None:
     wanted = [name for name in args.peers.split(",") if name]
     if unknown := set(wanted) - set(PEERS):
         parser.error(f"unknown peers {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
-    there, absent = installed(wanted)
+    there, absent = installed(wanted, lite=not args.rows)
     wanted = [name for name in wanted if PEERS[name].package.split("==")[0] in there]
     if args.rows:
         folder, name = data.made_up(args.rows, args.dim), f"results-{args.rows}-x-{args.dim}"

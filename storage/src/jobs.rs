@@ -21,8 +21,8 @@ use crate::pools::panicked;
 /// Checkpoints of that many collections can run at a time.
 const MAINTENANCE_THREADS: usize = 3;
 
-/// Collections that are looked after at a time: a small one need not wait for a large one. The
-/// work itself is done by [`crate::Pools`].
+/// Collections that are looked after at a time: a small one need not wait for a large one. Builds
+/// are done by [`crate::Pools`]; graphs are copied into memory here.
 const UPKEEP_THREADS: usize = 2;
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -110,7 +110,7 @@ pub fn share_out_owned<T: Send + 'static, E: Send + 'static>(
     count: usize,
     work: impl Fn(usize) -> Result<T, E> + Sync + Send + 'static,
 ) -> Result<Vec<T>, E> {
-    let helpers = HELPERS.with_borrow(Clone::clone).filter(|_| count > 1);
+    let helpers = if count > 1 { HELPERS.with_borrow(Clone::clone) } else { None };
     let Some(helpers) = helpers else { return share_out(count, work) };
     let work = Arc::new(work);
     let begun: Arc<[AtomicBool]> = (0..count).map(|_| AtomicBool::new(false)).collect();

@@ -180,7 +180,7 @@ impl HnswIndex {
         self.space.has_coarse()
     }
 
-    /// Finds up to `wanted` allowed rows by their codes, best first; none too few to answer with
+    /// Finds about `wanted` allowed rows by their codes, the best ones; none too few to answer with
     /// `k`.
     fn candidates(
         &self,

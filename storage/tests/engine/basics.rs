@@ -562,3 +562,25 @@ async fn readers_never_see_half_of_a_write() {
         assert!(reader.join().unwrap() > 0);
     }
 }
+
+#[tokio::test]
+async fn rows_of_one_sealed_segment_and_no_others_are_in_the_order_of_their_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, collection) = with_items(dir.path()).await;
+    let p = partition(&collection, "_default");
+    let in_order = |keys: Vec<i64>| {
+        let (_, view) = collection.read();
+        let found = view.locate(&Keys::Int(keys)).unwrap();
+        let mut addrs: Vec<_> = found.into_iter().flatten().collect();
+        addrs.sort_unstable();
+        view.is_in_key_order(&addrs)
+    };
+    collection.insert(p, rows(&[(3, 0), (1, 0), (2, 0)])).await.unwrap();
+    assert!(!in_order(vec![1, 2, 3]), "as they were written");
+    engine.flush(collection.id()).await.unwrap();
+    assert!(in_order(vec![1, 2, 3]));
+    collection.insert(p, rows(&[(0, 0)])).await.unwrap();
+    engine.flush(collection.id()).await.unwrap();
+    assert!(!in_order(vec![0, 1]), "of two segments");
+    assert!(in_order(vec![0]) && in_order(vec![]));
+}
