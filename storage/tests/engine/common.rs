@@ -174,8 +174,9 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
 
 /// All files below a directory, in order.
 pub(crate) fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = unless_gone(fs_err::read_dir(dir).map(|entries| entries.collect::<Vec<_>>()));
     let mut found = Vec::new();
-    for entry in fs_err::read_dir(dir).unwrap() {
+    for entry in entries {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(files(&path));
@@ -185,6 +186,14 @@ pub(crate) fn files(dir: &Path) -> Vec<std::path::PathBuf> {
     }
     found.sort();
     found
+}
+
+/// Nothing for what the engine took away between being listed and being looked at.
+pub(crate) fn unless_gone<T: Default>(found: std::io::Result<T>) -> T {
+    match found {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => T::default(),
+        found => found.unwrap(),
+    }
 }
 
 /// Waits for what happens in the background.

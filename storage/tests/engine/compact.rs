@@ -49,7 +49,8 @@ fn sealed(collection: &Collection) -> usize {
 
 /// Bytes of the collections' files.
 fn bytes(dir: &Path) -> u64 {
-    files(&dir.join("data")).iter().map(|path| fs_err::metadata(path).unwrap().len()).sum()
+    let size = |path| unless_gone(fs_err::metadata(path).map(|metadata| metadata.len()));
+    files(&dir.join("data")).iter().map(size).sum()
 }
 
 fn data_files(dir: &Path) -> usize {
