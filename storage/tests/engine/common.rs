@@ -1,7 +1,10 @@
 //! What the tests of the engine share.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -203,4 +206,32 @@ pub(crate) async fn eventually(mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it never came to hold");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// Runs one of these tests as a process of its own, which reports on its output what it has done, and
+/// kills it some time after it has reported so often. Returns all that stands behind `word`.
+pub(crate) fn run_and_kill(
+    test: &str,
+    env: &[(&str, &OsStr)],
+    word: &str,
+    (reports, then): (usize, Duration),
+) -> Vec<String> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .envs(env.iter().copied())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The test runner writes to the same stream.
+    let behind = |line: String| Some(line.split_once(word)?.1.to_owned());
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok).filter_map(behind);
+    let mut found = Vec::from_iter(lines.by_ref().take(reports));
+    assert_eq!(found.len(), reports, "{test} ended by itself");
+    std::thread::sleep(then);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    found.extend(lines);
+    found
 }

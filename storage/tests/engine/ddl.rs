@@ -4,9 +4,8 @@
 //! finds after the kill must be the state after all of those, or after one more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use arrow_array::cast::AsArray;
@@ -167,26 +166,12 @@ async fn changes_until_killed() {
 }
 
 /// Goes on with the changes for a while; returns the last one that was told to be done.
-fn run_and_kill(dir: &Path, from: i64, millis: u64) -> i64 {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "ddl::changes_until_killed", "--nocapture"])
-        .env(DIR, dir)
-        .env(FROM, from.to_string())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let out = BufReader::new(child.stdout.take().unwrap());
-    let reader = std::thread::spawn(move || {
-        let lines = out.lines().map_while(Result::ok);
-        // The test runner writes to the same stream.
-        let steps = lines.filter_map(|line| line.split_once("done ")?.1.parse().ok());
-        steps.last().unwrap_or(from - 1)
-    });
-    std::thread::sleep(Duration::from_millis(millis));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    reader.join().unwrap()
+fn last_done(dir: &Path, from: i64, then: Duration) -> i64 {
+    let first = from.to_string();
+    let env = [(DIR, dir.as_os_str()), (FROM, first.as_ref())];
+    let done = run_and_kill("ddl::changes_until_killed", &env, "done ", (6, then));
+    // The last line may be torn.
+    done.iter().filter_map(|step| step.parse().ok()).max().unwrap()
 }
 
 #[tokio::test]
@@ -201,7 +186,8 @@ async fn changes_of_the_catalog_are_whole_after_a_kill() {
     let (mut state, mut step) = (State::start(), 0);
     let mut random = Random::new(20_261_122);
     for round in 0..8 {
-        let done = run_and_kill(dir.path(), step, 100 + random.below(300));
+        let then = Duration::from_millis(random.below(300));
+        let done = last_done(dir.path(), step, then);
         for step in step..=done {
             change(None, step, &mut state).await;
         }
@@ -219,5 +205,4 @@ async fn changes_of_the_catalog_are_whole_after_a_kill() {
         (state, step) = if went_on { (next, done + 2) } else { (state, done + 1) };
         engine.shutdown().await;
     }
-    assert!(step > 40, "only {step} changes were made");
 }
