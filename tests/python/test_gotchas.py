@@ -61,7 +61,7 @@ def test_03_user_errors_as_grpc_errors_are_retried_for_minutes(client):
     ):
         with pytest.raises(MilvusException):
             call()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 def test_04_a_handler_that_dies_is_taken_for_a_lost_connection(wire, client, name):
@@ -325,7 +325,7 @@ def test_28_a_guarantee_timestamp_by_a_clock_ahead_of_ours_is_waited_for(wire, c
     began = time.monotonic()
     answer = ok(wire.Query(pb.QueryRequest(collection_name=name, expr="id > 0", guarantee_timestamp=ahead)))
     assert len(answer.fields_data[0].scalars.long_data.data) == 1
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_29_an_iterator_without_a_token_falls_back_with_a_warning(client, name, caplog):

@@ -351,7 +351,7 @@ async fn a_slow_provider_is_left_in_time_with_all_its_repetitions() {
     let began = Instant::now();
     let called = providers.embed(&embedding, &texts(1), Purpose::Insert).await;
     assert!(called.unwrap_err().to_string().contains("longer than 0.3 s"));
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(3));
 }
 
 #[tokio::test]
