@@ -40,6 +40,9 @@ const PART: usize = 64;
 /// 1,024 tallies are looked at against one limit before it is looked up again.
 const WORDS: usize = 16;
 
+/// Postings of a list whose shares are worked out together.
+const AT_ONCE: usize = 256;
+
 /// Cache lines of a list and of its levels that are asked for while the one before is added.
 /// Lists are too short for the processor to foresee them.
 const LINES_AHEAD: usize = 40;
@@ -220,18 +223,21 @@ impl Differences {
 
 /// Adds levels, times 256ths, to the tallies of their rows; a factor is at most 256.
 fn add_list(locals: &[u16], levels: &[u8], factor: u16, tallies: &mut Tallies) {
-    let share = |level: u8| ((u16::from(level) * factor + 128) >> 8) as u8;
-    let mut add = |local: u16, share: u8| {
-        let tally = &mut tallies[usize::from(local)];
-        *tally = tally.wrapping_add(share);
-    };
-    let (locals, rest) = locals.as_chunks::<32>();
-    let (levels, levels_of_rest) = levels.as_chunks::<32>();
-    for (locals, levels) in locals.iter().zip(levels) {
-        // By themselves, so that the compiler works out many at a time.
-        let mut shares = [0; 32];
-        levels.iter().zip(&mut shares).for_each(|(level, of_row)| *of_row = share(*level));
-        locals.iter().zip(shares).for_each(|(local, share)| add(*local, share));
+    let mut shares = [0; AT_ONCE];
+    for (locals, levels) in locals.chunks(AT_ONCE).zip(levels.chunks(AT_ONCE)) {
+        let shares = &mut shares[..levels.len()];
+        multiply(levels, factor, shares);
+        for (local, share) in locals.iter().zip(shares) {
+            let tally = &mut tallies[usize::from(*local)];
+            *tally = tally.wrapping_add(*share);
+        }
     }
-    rest.iter().zip(levels_of_rest).for_each(|(local, level)| add(*local, share(*level)));
+}
+
+/// Levels times 256ths. By itself: together with the additions the compiler works out one at a time.
+#[inline(never)]
+fn multiply(levels: &[u8], factor: u16, shares: &mut [u8]) {
+    for (level, share) in levels.iter().zip(shares) {
+        *share = ((u16::from(*level) * factor + 128) >> 8) as u8;
+    }
 }
