@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use arrow_array::cast::AsArray;
@@ -176,25 +176,29 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
 }
 
 /// All files below a directory, in order.
-pub(crate) fn files(dir: &Path) -> Vec<std::path::PathBuf> {
-    let entries = unless_gone(fs_err::read_dir(dir).map(|entries| entries.collect::<Vec<_>>()));
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else {
-            found.push(path);
-        }
-    }
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = below(dir).unwrap();
     found.sort();
     found
 }
 
+fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(unless_gone(below(&path)));
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
 /// Nothing for what the engine took away between being listed and being looked at.
-pub(crate) fn unless_gone<T: Default>(found: std::io::Result<T>) -> T {
+pub(crate) fn unless_gone<T: Default>(found: io::Result<T>) -> T {
     match found {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => T::default(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => T::default(),
         found => found.unwrap(),
     }
 }
@@ -213,7 +217,7 @@ pub(crate) async fn eventually(mut holds: impl FnMut() -> bool) {
 pub(crate) fn run_and_kill(
     test: &str,
     env: &[(&str, &OsStr)],
-    word: &str,
+    word: &'static str,
     (reports, then): (usize, Duration),
 ) -> Vec<String> {
     let mut child = Command::new(std::env::current_exe().unwrap())
@@ -223,15 +227,20 @@ pub(crate) fn run_and_kill(
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // The test runner writes to the same stream.
-    let behind = |line: String| Some(line.split_once(word)?.1.to_owned());
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut lines = lines.map_while(Result::ok).filter_map(behind);
-    let mut found = Vec::from_iter(lines.by_ref().take(reports));
-    assert_eq!(found.len(), reports, "{test} ended by itself");
+    // Read all the time: a full pipe would hold up the process that is to be killed at work.
+    let (send, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        // The test runner writes to the same stream.
+        let behind = |line: String| Some(line.split_once(word)?.1.to_owned());
+        lines.map_while(Result::ok).filter_map(behind).try_for_each(|line| send.send(line))
+    });
+    let in_time = std::iter::from_fn(|| told.recv_timeout(Duration::from_secs(30)).ok());
+    let mut found = Vec::from_iter(in_time.take(reports));
     std::thread::sleep(then);
     child.kill().unwrap();
     child.wait().unwrap();
-    found.extend(lines);
+    found.extend(told);
+    assert!(found.len() >= reports, "{test} did too little: {found:?}");
     found
 }
